@@ -1,0 +1,45 @@
+# Everything a checkout needs, from `make` and a Python >= 3.11 alone. All tools live in .venv.
+# The steps themselves stand in cmd/check/__main__.py, so that CI and a developer run the same.
+
+# The first of these that is there, starts (a pyenv shim may not) and is new enough.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	$$p -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& { command -v $$p; break; }; done)
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test test-system check demo bench clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## make .venv with everything that tests and tools need
+
+# Only pyproject.toml says what is installed, so only its change installs again.
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 found; install python3.11 or run: make PYTHON=/path/to/python" >&2; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "make: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+test: $(STAMP)  ## the gate: format, lint, types, contracts and the default tests
+	$(RUN) cmd/check
+
+test-system: $(STAMP)  ## the slower tests with real processes and servers
+	$(RUN) cmd/check system
+
+check: $(STAMP)  ## the gate without its tests: seconds
+	$(RUN) cmd/check format lint types contracts
+
+demo: $(STAMP)  ## kill writer and daemon in mid-write, restore, compare: under two minutes
+	$(RUN) cmd/basenet-demo
+
+bench: $(STAMP)  ## basenet and litestream beside the same writer, as a table of ratios
+	$(RUN) cmd/basenet-bench
+
+clean:  ## remove .venv, caches and build products
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
+	find basenet cmd tests -type d -name __pycache__ -prune -exec rm -rf {} +

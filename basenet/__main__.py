@@ -1,0 +1,5 @@
+"""``python -m basenet`` is the command ``basenet``."""
+
+from basenet.cli.main import main
+
+main()

@@ -1,0 +1,301 @@
+"""Rebuilding a database from a page set and log objects: the deciding part of a restore.
+
+Theory of operation
+===================
+
+A `Replay` holds the draft, the leaf hash of every page (32 bytes each) and the last frame. Nothing
+is used before it is proven, and the proofs build on one another:
+
+* The *page set* proves itself (`basenet.archive.setreader`).
+* A *log object*: its signature, the link of each frame to the one before, and the author's
+  signature of its last frame. The chain of hashes carries that signature back to every earlier
+  frame, so one Ed25519 verification serves a whole object. Every author must be a voter in force.
+* At the end the state root of all leaves must be the one that the target frame was signed with. So
+  a page that was lost, stale or misplaced anywhere on the way cannot survive.
+
+Within an object the newest image of a page wins, and a frame whose pages are all older is not even
+unpacked; across objects the file is simply overwritten. After a shrink the pages beyond the new end
+are gone: if the database grows again, a frame carries them anew, and a page that none carries
+leaves a hole in the leaves, which the root does not forgive.
+
+Bytes 18 and 19 of page 1 are written as 2 (WAL), as they stand in a checkpointed source.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from struct import Struct, unpack_from
+from struct import error as StructError  # noqa: N812  (it is an exception's class)
+from typing import Final
+
+from basenet.archive.facts import Signed, naming, sign_of
+from basenet.archive.place import Draft
+from basenet.archive.plan import Base, Plan, enter_lineage, is_born_empty
+from basenet.archive.setreader import SetReader
+from basenet.archive.stretch import Span
+from basenet.archive.trust import Genesis, Standing, change, check_author, check_signer
+from basenet.errors import ChainBroken, FrameCorrupt, UntrustedKey
+from basenet.keys.trust import get_fingerprint
+from basenet.units import HASH_BYTES, MIB, Lineage, lock_page
+from basenet.wire.frame import Flag, Frame, Head, Kind, check_link
+from basenet.wire.merkle import (
+    leaf_hash,
+    leaf_hashes,
+    normalised_first_page,
+    parents,
+    root_of_groups,
+)
+from basenet.wire.payload import CommitPayload, decode_commit
+from basenet.wire.segment import Segment
+
+WRITE_BYTES: Final = 4 * MIB
+# The fields of a COMMIT that say which pages it carries; `wire.payload` has the whole layout.
+_COMMIT_FIELDS: Final = Struct(">IIII")  # page_size, db_pages, commits, n
+_PGNOS_OFFSET: Final = 21
+
+
+@dataclass(frozen=True, slots=True)
+class _Touch:
+    """Which pages a COMMIT carries, read without unpacking them."""
+
+    frame: Frame
+    db_pages: int
+    pgnos: tuple[int, ...]
+
+
+class Replay:
+    """A database while it is being rebuilt. Every method blocks; `write_part` alone is reentrant.
+
+    Raises `CorruptionError` that names the object, and `UnavailableError` when the disk refuses.
+    """
+
+    def __init__(self, plan: Plan, draft: Draft) -> None:
+        """Start from nothing; the draft is empty."""
+        self._plan = plan
+        self._draft = draft
+        self._geneses = {reach.lineage: reach.genesis for reach in plan.line}
+        self._standing = plan.standing
+        self._lineage: Lineage | None = None
+        self._head: Head | None = None
+        self._page_size = 0
+        self._leaves = bytearray()
+
+    @property
+    def head(self) -> Head:
+        """The last frame that was replayed."""
+        assert self._head is not None, "a plan begins with a page set or a genesis"
+        return self._head
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the database is now."""
+        return len(self._leaves) // HASH_BYTES * self._page_size
+
+    def begin_base(self, base: Base, reader: SetReader) -> None:
+        """Start from the page set ``base``, and make room for its pages."""
+        self._lineage, self._head = base.item.set.lineage, base.facts.head
+        self._page_size = reader.pages.page_size
+        self._leaves = bytearray(reader.pages.db_pages * HASH_BYTES)
+        self._draft.resize(self.size_bytes)
+        self._check_tip(base.facts.head, base.item.name)
+
+    def write_part(
+        self, reader: SetReader, number: int, data: bytes | memoryview, name: str
+    ) -> int:
+        """Verify part ``number`` of the base, write its pages, and return how many bytes."""
+        waiting: list[bytes] = []
+        offset = size = 0
+        for block in reader.read_part(number, data, name):
+            first = block.first_pgno - 1
+            self._leaves[first * HASH_BYTES : first * HASH_BYTES + len(block.leaves)] = block.leaves
+            if not waiting:
+                offset, size = first * self._page_size, 0
+            waiting.append(normalised_first_page(block.pages) if first == 0 else block.pages)
+            size += len(block.pages)
+            if size >= WRITE_BYTES:
+                self._draft.write_all(offset, waiting)
+                waiting = []
+        if waiting:
+            self._draft.write_all(offset, waiting)
+        return len(data)
+
+    def apply(self, span: Span, segment: Segment) -> None:
+        """Prove the frames of ``span`` and write their pages; ``segment`` is its opened object."""
+        name = span.item.name
+        frames = segment.frames[span.first - segment.start_seq :][: span.last - span.first + 1]
+        with naming(name):
+            before = self._standing
+            for frame in frames:
+                self._follow(frame, span.item.log.lineage, name)
+            if not self.head.is_signed_by_author():
+                raise ChainBroken(f"frame {self.head.seq} is not signed by its author")
+            if not before.accepts(segment.public):
+                check_signer(self._standing, sign_of(segment, name))
+            tip = self._plan.tip
+            if tip is not None and span.first <= tip.head.seq <= span.last:
+                self._check_tip(frames[tip.head.seq - span.first].head, name)
+            self._write_commits(frames)
+
+    # The chain.
+
+    def _follow(self, frame: Frame, lineage: Lineage, name: str) -> None:
+        """Take ``frame`` as the next one, or raise."""
+        head = frame.head
+        if lineage != self._lineage:
+            self._enter(frame, lineage, name)
+        else:
+            check_link(self.head, head)
+            if head.kind is Kind.CONFIG:
+                self._standing = change(self._standing, frame, lineage, name)
+            elif not self._standing.accepts(head.author):
+                check_author(self._standing, head, name)
+        self._head = head
+
+    def _enter(self, frame: Frame, lineage: Lineage, name: str) -> None:
+        """Begin ``lineage`` with its genesis: it continues the last frame, or begins the shard."""
+        genesis = self._geneses[lineage]
+        if genesis is None or genesis.head.hash != frame.head.hash:
+            raise ChainBroken(f"frame {frame.head.seq} is not the genesis of {lineage.hex()}")
+        if self._head is None:
+            if genesis.config.parent is not None or not is_born_empty(genesis):
+                raise ChainBroken(f"genesis {frame.head.seq} needs a state that nothing gives")
+            self._page_size = genesis.config.page_size
+        else:
+            assert self._lineage is not None, "every frame has a lineage"
+            check_descent(self._head, self._lineage, genesis)
+        self._standing = enter_lineage(self._standing, genesis, name, self._plan.wish.lineage)
+        self._lineage = lineage
+
+    def _check_tip(self, head: Head, name: str) -> None:
+        """Refuse a frame at the TIP's seq that is not the TIP's."""
+        tip = self._plan.tip
+        if tip is None or tip.lineage != self._lineage or tip.head.seq != head.seq:
+            return
+        if tip.head.hash != head.hash:
+            raise ChainBroken(
+                f"{name}: frame {head.seq} is not the one that {tip.signed.name} proves: "
+                "two histories are mixed"
+            )
+
+    # The pages.
+
+    def _write_commits(self, frames: Sequence[Frame]) -> None:
+        """Write the newest image of every page that ``frames`` carry."""
+        touches = self._read_touches(frames)
+        if not touches:
+            return
+        self._resize(touches)
+        done: set[int] = set()
+        end = touches[-1].db_pages
+        for touch in reversed(touches):
+            wanted = [
+                index for index, pgno in enumerate(touch.pgnos) if pgno <= end and pgno not in done
+            ]
+            if wanted:
+                self._write_pages(decode_commit(touch.frame.payload), touch.pgnos, wanted)
+                done.update(touch.pgnos)
+            end = min(end, touch.db_pages)
+
+    def _read_touches(self, frames: Sequence[Frame]) -> list[_Touch]:
+        """Return what each COMMIT touches, from the last change of the page size on."""
+        touches: list[_Touch] = []
+        for frame in frames:
+            if frame.head.kind is not Kind.COMMIT:
+                continue
+            payload, seq = frame.payload, frame.head.seq
+            try:
+                page_size, db_pages, _, count = _COMMIT_FIELDS.unpack_from(payload)
+                pgnos = unpack_from(f">{count}I", payload, _PGNOS_OFFSET)
+            except StructError as error:
+                raise FrameCorrupt(f"the payload of frame {seq} is cut short") from error
+            if page_size != self._page_size:
+                had_pages = bool(touches[-1].db_pages if touches else self._leaves)
+                if had_pages and not frame.head.flags & Flag.RECOVERED:
+                    raise ChainBroken(f"frame {seq} changes the page size without RECOVERED")
+                # It carries every page, so nothing from before is left.
+                touches = []
+                self._page_size = page_size
+                self._leaves = bytearray()
+                self._draft.resize(0)
+            touches.append(_Touch(frame, db_pages, pgnos))
+        return touches
+
+    def _resize(self, touches: Sequence[_Touch]) -> None:
+        """Bring the leaves to the size after ``touches``; what a shrink cut off is forgotten."""
+        low = min(touch.db_pages for touch in touches)
+        del self._leaves[low * HASH_BYTES :]
+        held = len(self._leaves) // HASH_BYTES
+        end = touches[-1].db_pages
+        self._leaves.extend(bytes((end - held) * HASH_BYTES))
+        lock = lock_page(self._page_size)
+        if held < lock <= end:
+            self._set_leaves(lock, leaf_hash(lock, bytes(self._page_size)))
+
+    def _set_leaves(self, first_pgno: int, leaves: bytes) -> None:
+        start = (first_pgno - 1) * HASH_BYTES
+        self._leaves[start : start + len(leaves)] = leaves
+
+    def _write_pages(
+        self, commit: CommitPayload, pgnos: Sequence[int], wanted: Sequence[int]
+    ) -> None:
+        """Write the pages at the places ``wanted``, and neighbours with one call."""
+        size = commit.page_size
+        view = memoryview(commit.pages)
+        for first, after in _find_runs(pgnos, wanted):
+            pgno = pgnos[first]
+            pages = view[first * size : after * size]
+            self._set_leaves(pgno, leaf_hashes(pgno, pages, size))
+            self._draft.write(
+                (pgno - 1) * size, normalised_first_page(pages) if pgno == 1 else pages
+            )
+
+    def finish(self) -> None:
+        """Prove that the result is the state of the target frame, and cut the draft to its size."""
+        target, head = self._plan.target, self.head
+        if (head.seq, head.hash) != (target.seq, target.hash):
+            raise ChainBroken(
+                f"the replay ended at frame {head.seq}, {head.hash.hex()}, and not at the planned "
+                f"{target.seq}, {target.hash.hex()}"
+            )
+        groups = parents(0, self._leaves)
+        pages = len(self._leaves) // HASH_BYTES
+        if root_of_groups(self._page_size, pages, groups) != head.state_root:
+            raise ChainBroken(
+                f"the pages that were replayed do not give the state root of frame {head.seq}, so "
+                "at least one of them is missing or stale; run `basenet verify` on the archive"
+            )
+        if self._plan.tip is not None:
+            check_tip_trust(self._standing, self._plan.tip.signed, self._plan.tip.head)
+        self._draft.resize(self.size_bytes)
+
+
+def check_descent(head: Head, lineage: Lineage, genesis: Genesis) -> None:
+    """Raise `ChainBroken` unless ``genesis`` continues the frame ``head`` of ``lineage``."""
+    parent = genesis.config.parent
+    if parent != (lineage, head.seq, head.hash) or head.flags & Flag.PARTIAL:
+        raise ChainBroken(
+            f"genesis {genesis.head.seq} of {genesis.config.lineage.hex()} continues another frame "
+            f"than {head.seq} of {lineage.hex()}"
+        )
+    if genesis.head.state_root != head.state_root:
+        raise ChainBroken(f"genesis {genesis.head.seq} begins at another state than its parent's")
+
+
+def check_tip_trust(standing: Standing, signed: Signed, head: Head) -> None:
+    """Raise `UntrustedKey` unless the TIP was made by keys that were believed by now.
+
+    A TIP can be older than the last CONFIG, so it need not be by a voter that is still in force.
+    """
+    for key in (signed.signer, head.author):
+        if key not in standing.believed:
+            raise UntrustedKey(f"{signed.name} is signed by {get_fingerprint(key)}: not trusted")
+
+
+def _find_runs(pgnos: Sequence[int], wanted: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the ranges of places in ``wanted`` that follow one another in place and page."""
+    runs: list[tuple[int, int]] = []
+    for index in wanted:
+        if runs and runs[-1][1] == index and pgnos[index] == pgnos[index - 1] + 1:
+            runs[-1] = (runs[-1][0], index + 1)
+        else:
+            runs.append((index, index + 1))
+    return runs

@@ -1,0 +1,83 @@
+"""Reading a page set: each block is proven before anybody sees it.
+
+The manifest's signature fixes the index by its hash, the index's group hashes must give the state
+root of the frame at which the set stands, and every block must give its group hash. So a part needs
+no signature, and its pages need no other proof.
+
+The stored bytes of a block are more than its pages: zstd ignores some bits, so a flipped one can
+leave the pages as they were. A part whose name has 32 bytes is therefore named by the SHA-256 of
+what is stored, and is refused when that differs (a part without a name of its own is named by the
+hash above its groups, and proven by its pages alone).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+
+from basenet.archive.facts import SetFacts, naming
+from basenet.errors import PageSetCorrupt
+from basenet.units import GROUP_PAGES, HASH_BYTES
+from basenet.wire.pageset import PageSet, check_groups, decode_block, decode_index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """The pages of one group, verified, and their leaf hashes, both end to end."""
+
+    first_pgno: int
+    pages: bytes
+    leaves: bytes
+
+
+class SetReader:
+    """A page set whose index is verified. Safe to use from several threads."""
+
+    def __init__(self, facts: SetFacts, index: bytes | None, index_name: str) -> None:
+        """Take the manifest and the index; None for the index of an inline set.
+
+        Raises `PageSetCorrupt`, which begins with ``index_name``.
+        """
+        self._pages = facts.pages
+        self._inline = memoryview(facts.pages.inline or b"")
+        data = self._inline[: facts.pages.index_len] if index is None else index
+        with naming(index_name):
+            self._rows = decode_index(data, facts.pages, index_name)
+            check_groups(self._rows, facts.pages, index_name)
+
+    @property
+    def pages(self) -> PageSet:
+        """What the manifest says."""
+        return self._pages
+
+    def inline_part(self, number: int) -> memoryview:
+        """Return the bytes of part ``number`` of an inline set."""
+        lengths = [part.stored_len for part in self._pages.parts]
+        start = self._pages.index_len + sum(lengths[:number])
+        return self._inline[start : start + lengths[number]]
+
+    def read_part(self, number: int, data: bytes | memoryview, name: str) -> Iterator[Block]:
+        """Yield the blocks of part ``number``, whose object ``name`` holds ``data``.
+
+        Raises `PageSetCorrupt`, which begins with ``name``.
+        """
+        with naming(name):
+            self._check_part(number, data)
+            start = 0
+            for group in self._pages.part_groups_of(number):
+                row = self._rows[group]
+                pages, leaves = decode_block(
+                    memoryview(data)[start : start + row.stored_size],
+                    group=group,
+                    page_size=self._pages.page_size,
+                    db_pages=self._pages.db_pages,
+                    expected=row.group_hash,
+                )
+                start += row.stored_size
+                yield Block(first_pgno=group * GROUP_PAGES + 1, pages=pages, leaves=leaves)
+
+    def _check_part(self, number: int, data: bytes | memoryview) -> None:
+        part = self._pages.parts[number]
+        if len(data) != part.stored_len:
+            raise PageSetCorrupt(f"it has {len(data)} bytes, and its manifest {part.stored_len}")
+        if len(part.name) == HASH_BYTES and sha256(data).digest() != part.name:
+            raise PageSetCorrupt("its bytes are not the ones that it is named by")

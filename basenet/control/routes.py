@@ -1,0 +1,284 @@
+"""The paths.
+
+===============================  ============================================================
+``/healthz``                     200 while the process and its journal answer
+``/readyz``                      200 when every shard is where it should be, else the reasons
+``/metrics``                     Prometheus text or OpenMetrics, as asked
+``/-/base/members``              who is in this cluster, in which role, and how far each shard is
+``/v1/shards``                   the node and all its shards
+``/v1/shards/{id}``              one shard
+``/v1/shards/{id}/wait``         answers when a commit is safe: ``seq=N`` or ``now=1``,
+                                 ``level=archived|final``, ``timeout=30s``
+===============================  ============================================================
+
+Everything is a GET and changes nothing. A query that is not understood is refused, not ignored: a
+misspelt ``level`` must not look like an answered wait. No cross-origin header is ever sent, so a
+web page cannot read what its visitor's loopback says.
+
+Headers, where they apply: X-Base-Member is the node that answered, X-Base-Shard the shard,
+X-Base-Seq the seq up to which it is final here, X-Base-Lag how many captured frames are not.
+"""
+
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final
+
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from basenet.config.values import parse_duration, parse_switch
+from basenet.control.answers import error_response, exception_response, json_response
+from basenet.control.boundary import Boundary
+from basenet.control.metrics import Exposition
+from basenet.control.surface import Level, ShardStatus, Surface, WaitResult
+from basenet.errors import BasenetError, UnavailableError, UsageError
+from basenet.units import Seq
+
+HEALTH_SECONDS_MAX: Final = 2.0
+WAIT_SECONDS_DEFAULT: Final = 30.0
+WAIT_SECONDS_MAX: Final = 3600.0
+SEQ_MAX: Final = 2**64 - 1
+_WAIT_QUERY: Final = frozenset({"seq", "now", "level", "timeout"})
+_CLIENT_GONE: Final = 499  # nobody reads it; the number is nginx's word for just this
+_WORDS: Final = {404: "not_found", 405: "method_not_allowed"}
+
+_Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def build_app(surface: Surface, closing: trio.Event) -> Starlette:
+    """Return the application. ``closing`` is set when the server stops, and ends every wait."""
+    paths = _Paths(surface, closing)
+    routes: tuple[tuple[str, _Endpoint], ...] = (
+        ("/healthz", paths.healthz),
+        ("/readyz", paths.readyz),
+        ("/metrics", paths.metrics),
+        ("/-/base/members", paths.members),
+        ("/v1/shards", paths.shards),
+        ("/v1/shards/{shard}", paths.shard),
+        ("/v1/shards/{shard}/wait", paths.wait),
+    )
+    app = Starlette(
+        routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in routes],
+        middleware=[Middleware(Boundary, get_member=paths.get_member)],
+        exception_handlers={BasenetError: _on_error, HTTPException: _on_http_error},
+        lifespan=paths.lifespan,
+    )
+    # A redirect to the slashless path would be made from the client's own Host header.
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Paths:
+    """The endpoints, and the few facts of the node that never change while it runs."""
+
+    def __init__(self, surface: Surface, closing: trio.Event) -> None:
+        self._surface = surface
+        self._closing = closing
+        self._exposition = Exposition(surface.metrics)
+        self._node_id = ""
+        self._level = Level.FINAL
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        """Ask for the node's constants before the first request is let in."""
+        node = self._surface.node_status()
+        self._node_id = node.node_id
+        # Alone, a journal is no more than the disk that the database lies on.
+        if node.network == "standalone" and node.archive is not None:
+            self._level = Level.ARCHIVED
+        yield
+
+    def get_member(self) -> str:
+        """Return this node's id; it is known from the lifespan's start on."""
+        return self._node_id
+
+    async def healthz(self, request: Request) -> Response:
+        """Answer whether the process and its journal are alive."""
+        _check_query(request, frozenset())
+        with trio.move_on_after(HEALTH_SECONDS_MAX) as scope:
+            await self._surface.check_health()
+        if scope.cancelled_caught:
+            raise UnavailableError(
+                f"the journal did not answer within {HEALTH_SECONDS_MAX:g} s: look at the disk of "
+                "BASE_DATA_DIR"
+            )
+        return json_response({"healthy": True, "node_id": self._node_id})
+
+    async def readyz(self, request: Request) -> Response:
+        """Answer whether the node does what it was configured to do."""
+        _check_query(request, frozenset())
+        node = self._surface.node_status()
+        if node.ready:
+            return json_response({"ready": True, "reasons": []})
+        error = UnavailableError("; ".join(node.reasons) or "the daemon is starting")
+        return exception_response(
+            error, request_id=request.scope["request_id"], ready=False, reasons=node.reasons
+        )
+
+    async def metrics(self, request: Request) -> Response:
+        """Answer a scrape."""
+        body, content_type = self._exposition.render(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type, "cache-control": "no-store"})
+
+    async def members(self, request: Request) -> Response:
+        """Answer in the form that the followed system's clients read, and a little more."""
+        _check_query(request, frozenset())
+        node = self._surface.node_status()
+        return json_response(
+            {
+                "nodeID": node.node_id,
+                "shardKey": None,  # a gateway's; there is none
+                "network": node.network,
+                "members": [member.node_id for member in node.members],
+                "roles": {member.node_id: member.role for member in node.members},
+                "endpoints": {member.node_id: member.endpoint for member in node.members},
+                "shards": {shard.shard: _progress(shard) for shard in node.shards},
+            }
+        )
+
+    async def shards(self, request: Request) -> Response:
+        """Answer with the node and all its shards."""
+        _check_query(request, frozenset())
+        return json_response(self._surface.node_status())
+
+    async def shard(self, request: Request) -> Response:
+        """Answer with one shard."""
+        _check_query(request, frozenset())
+        status = self._surface.shard_status(request.path_params["shard"])
+        lag = max(0, status.captured_seq - status.final_seq)
+        return json_response(status, headers=_shard_headers(status.shard, status.final_seq, lag))
+
+    async def wait(self, request: Request) -> Response:
+        """Answer when a commit is safe, when the time is up, or when the daemon closes."""
+        _check_query(request, _WAIT_QUERY)
+        seq = _parse_target(request)
+        level = _parse_level(request.query_params.get("level"), self._level)
+        timeout_s = _parse_timeout(request.query_params.get("timeout"))
+        shard = self._surface.shard_status(request.path_params["shard"]).shard
+        result = await self._wait_while(
+            request.scope["client_gone"],
+            lambda: self._surface.wait(shard, seq, level, timeout_s),
+        )
+        if result is None and not self._closing.is_set():
+            return Response(status_code=_CLIENT_GONE)
+        if result is None:
+            raise UnavailableError(
+                "the daemon is shutting down before the wait ended: ask again when it is back"
+            )
+        lag = max(0, result.seq - result.final_seq)
+        return json_response(result, headers=_shard_headers(result.shard, result.final_seq, lag))
+
+    async def _wait_while(
+        self, client_gone: trio.Event, wait: Callable[[], Awaitable[WaitResult]]
+    ) -> WaitResult | None:
+        """Return what ``wait`` gives; None when the client or the server ended it before."""
+        result: WaitResult | None = None
+        failure: BasenetError | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def cancel_at(event: trio.Event) -> None:
+                await event.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(cancel_at, client_gone)
+            nursery.start_soon(cancel_at, self._closing)
+            try:
+                result = await wait()
+            except BasenetError as error:
+                failure = error  # raised below, where no nursery wraps it into a group
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return result
+
+
+def _check_query(request: Request, known: frozenset[str]) -> None:
+    """Raise `UsageError` for a name that the path does not know or that comes twice."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if name not in known:
+            hint = f"it knows {', '.join(sorted(known))}" if known else "it knows none"
+            raise UsageError(f"{request.url.path} has no query parameter {name[:64]!r}: {hint}")
+        if names.count(name) > 1:
+            raise UsageError(f"the query parameter {name!r} is given twice: give it once")
+
+
+def _parse_target(request: Request) -> Seq | None:
+    """Return the seq to wait for, None for now."""
+    seq, now = request.query_params.get("seq"), request.query_params.get("now")
+    if now is not None and parse_switch(now):
+        if seq is not None:
+            raise UsageError("a wait is either for seq=N or for now=1: leave one of them out")
+        return None
+    if seq is None:
+        raise UsageError("a wait needs its commit: seq=N, or now=1 for the present one")
+    if not re.match(r"[0-9]{1,20}\Z", seq, re.ASCII) or int(seq) > SEQ_MAX:
+        raise UsageError(f"seq={seq[:64]!r} is not a seq: write a whole number, such as seq=42")
+    return Seq(int(seq))
+
+
+def _parse_level(text: str | None, default: Level) -> Level:
+    if text is None:
+        return default
+    try:
+        return Level(text)
+    except ValueError as error:
+        raise UsageError(f"level={text[:64]!r} is no level: write archived or final") from error
+
+
+def _parse_timeout(text: str | None) -> float:
+    """Return seconds; a bare number counts as seconds, too."""
+    if text is None:
+        return WAIT_SECONDS_DEFAULT
+    seconds = parse_duration(text[:64] + "s" if text[-1:].isdecimal() else text[:64])
+    if seconds > WAIT_SECONDS_MAX:
+        raise UsageError(
+            f"timeout={text[:64]!r} is too long: wait at most {WAIT_SECONDS_MAX:g}s, then ask again"
+        )
+    return seconds
+
+
+def _shard_headers(shard: str, final_seq: int, lag: int) -> dict[str, str]:
+    return {"x-base-shard": shard, "x-base-seq": str(final_seq), "x-base-lag": str(lag)}
+
+
+def _progress(shard: ShardStatus) -> dict[str, object]:
+    return {
+        "state": shard.state,
+        "lineage": shard.lineage,
+        "epoch": shard.epoch,
+        "view": shard.view,
+        "captured_seq": shard.captured_seq,
+        "final_seq": shard.final_seq,
+        "archived_seq": shard.archived_seq,
+    }
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, BasenetError), "registered for these only"
+    shard = request.path_params.get("shard")
+    more = {"shard": shard} if shard is not None else {}
+    return exception_response(error, request_id=request.scope["request_id"], **more)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Answer for what the router itself refuses: an unknown path, or another method than GET."""
+    assert isinstance(error, HTTPException), "registered for these only"
+    path, method = request.url.path[:256], request.method[:32]
+    sentences = {
+        404: f"there is nothing at {path!r}: the paths are in docs/operations.md",
+        405: f"{path!r} cannot be asked with {method}: everything here is a GET",
+    }
+    return error_response(
+        sentences.get(error.status_code, error.detail),
+        code=_WORDS.get(error.status_code, "bad_request"),
+        status=error.status_code,
+        request_id=request.scope["request_id"],
+        headers=dict(error.headers or {}),
+    )

@@ -1,0 +1,228 @@
+"""One shard's way into the archive: the comparison at the start, then uploads without end.
+
+Theory of operation
+===================
+
+Capture never waits for the archive: while it is out of reach the journal keeps the frames. Once it
+answers, and before anything is written, journal and archive are compared (Q4). Either the journal
+continues the archive's history, or the shard gives birth to a child lineage, or a person must
+decide, and the status says so. A lease that was lost, or a history that is not ours, begins the
+comparison anew after a pause.
+
+A final frame is handed to the uploader in memory; a piece of a run, and everything that was final
+before the uploader existed, it reads back from the journal.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+import trio
+
+from basenet.archive.backlog import Backlog
+from basenet.archive.lease import Holder, Lease
+from basenet.archive.names import ShardNames
+from basenet.archive.publish import Publisher
+from basenet.archive.seal import Seal
+from basenet.archive.tip import TipWriter
+from basenet.archive.uploader import ArchiveFacts, Uploader, UploadSettings
+from basenet.daemon.failures import only_error
+from basenet.daemon.host import Host
+from basenet.daemon.node import Node
+from basenet.daemon.pump import FinalFrame
+from basenet.daemon.upkeep import SnapshotHistory, Upkeep
+from basenet.errors import BasenetError
+from basenet.journal.records import ShardRecord
+from basenet.units import MIB, Lineage, Seq, ShardId, TimestampNs
+
+log = structlog.get_logger()
+
+# Frames that stay in the journal after they are archived, to mend a file that fell behind (P7).
+KEPT_BYTES: Final = 16 * MIB
+_RETRY_S: Final = 5.0
+_CLOSE_S: Final = 20.0
+# Without an archive a final frame has done its work; dropping them one by one would cost a
+# transaction each.
+_DISCARD_EVERY_S: Final = 5.0
+
+
+class _JournalSource:
+    """Gives a shard's frames back from the journal."""
+
+    def __init__(self, node: Node, shard: ShardId) -> None:
+        self._node = node
+        self._shard = shard
+
+    async def frames(self, start: Seq, end: Seq, bytes_max: int) -> Sequence[bytes]:
+        """Return the encoded frames ``start`` .. ``end``, at least one, up to ``bytes_max``."""
+        rows = await self._node.journalist.read(
+            lambda journal: journal.frames(self._shard, start, end, bytes_max)
+        )
+        return [record for _, record in rows]
+
+
+class Archiver:
+    """Archives one shard for as long as it lives."""
+
+    def __init__(self, *, node: Node, shard: Host) -> None:
+        self.error: str | None = None
+        self.uploader: Uploader | None = None
+        self._node = node
+        self._shard = shard
+        self._log = log.bind(shard=shard.shard)
+        self._names = ShardNames(service=node.config.service, shard=shard.shard)
+        self._record: ShardRecord | None = None
+        self._lineage_came = trio.Event()
+        self._scope = trio.CancelScope()
+        self._tip_seq = Seq(0)
+        self._collected: list[FinalFrame] = []
+        self.upkeep: Upkeep | None = None
+        self.snapshots = SnapshotHistory()
+        self.restore_point_ns: int | None = None
+        self.broken_seq: int | None = None
+
+    def next_snapshot_ns(self) -> int | None:
+        """Return when the next snapshot is due by time."""
+        return None
+
+    # What the shard tells
+
+    def on_lineage(self, record: ShardRecord) -> None:
+        """Take in that the shard goes on from ``record``; frames of it may be unknown here."""
+        before, self._record = self._record, record
+        self.snapshots = SnapshotHistory(seq=record.snapshot_seq, at_ns=record.snapshot_ns)
+        is_known = before is not None and before.lineage == record.lineage
+        if self.uploader is not None and (not is_known or record.tip.seq > self._tip_seq):
+            self._scope.cancel()
+        self._lineage_came.set()
+
+    def on_final(self, frames: Sequence[FinalFrame]) -> None:
+        """Take in frames that became final."""
+        if self._node.store is None:
+            return
+        for frame in frames:
+            self._take(frame)
+
+    def _take(self, frame: FinalFrame) -> None:
+        if self.uploader is None:
+            self._collected.append(FinalFrame(head=frame.head, size=frame.size, record=None))
+            return
+        if frame.head.seq <= self._tip_seq:
+            return
+        self._tip_seq = frame.head.seq
+        if frame.record is None:
+            self.uploader.append_stored(frame.head, frame.size)
+        else:
+            self.uploader.append(frame.head, frame.record)
+
+    def facts(self) -> ArchiveFacts | None:
+        """Return where the archive stands; None while nothing is being shipped."""
+        return self.uploader.facts() if self.uploader is not None else None
+
+    # The life
+
+    async def run(self) -> None:
+        """Archive for ever."""
+        if self._node.store is None:
+            await self._discard_forever()
+        while True:
+            await self._lineage_came.wait()
+            self._lineage_came = trio.Event()
+            try:
+                with trio.CancelScope() as self._scope:
+                    await self._archive_lineage()
+            except* BasenetError as group:
+                error = only_error(group)
+                if str(error) != self.error:
+                    self._log.warning("archive_stopped", error=str(error))
+                self.error = str(error)
+                with trio.move_on_after(_RETRY_S):
+                    await self._lineage_came.wait()
+            finally:
+                self.uploader = None
+            self._lineage_came.set()
+
+    async def _discard_forever(self) -> None:
+        while True:
+            await trio.sleep(_DISCARD_EVERY_S)
+            seq = self._shard.progress.final_seq
+            if self._record is not None and seq > self._shard.progress.archived_seq:
+                await self._on_archived(seq, 0)
+
+    async def _archive_lineage(self) -> None:
+        record = self._record
+        assert record is not None, "an archive is told of a lineage before it begins"
+        uploader, publisher = await self._build(record)
+        self.error = None
+        self.upkeep = Upkeep(
+            node=self._node, shard=self._shard, publisher=publisher, history=self.snapshots
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(uploader.run)
+            nursery.start_soon(self.upkeep.run)
+
+    async def _build(self, record: ShardRecord) -> tuple[Uploader, Publisher]:
+        store, config, author = self._node.store, self._node.config, self._node.author
+        assert store is not None, "without a store there is no uploader"
+        seal = Seal(names=self._names, lineage=Lineage(record.lineage), signer=author.signer)
+        lease = Lease(
+            store=store,
+            names=self._names,
+            holder=Holder(
+                node=author.node_id,
+                key=author.signer.public,
+                journal_id=author.journal_id,
+                lineage=record.lineage,
+            ),
+        )
+        self._collected = []
+        archived_seq = self._shard.progress.archived_seq
+        sizes = await self._node.journalist.read(
+            lambda journal: journal.frame_sizes(self._shard.shard, archived_seq)
+        )
+        backlog = Backlog(
+            archived_seq=archived_seq,
+            bytes_max=config.shard_backlog_bytes_max,
+            entries_max=config.shard_backlog_segments_max,
+        )
+        final_seq = self._shard.progress.final_seq
+        waiting = [(seq, size) for seq, size in sizes if seq <= final_seq]
+        for seq, size in waiting:
+            backlog.adopt(end=seq, size=size, oldest_ns=TimestampNs(record.tip.timestamp_ns))
+        tip = TipWriter(store=store, seal=seal, lease=lease, trusted=self._node.trusted)
+        uploader = Uploader(
+            store=store,
+            seal=seal,
+            lease=lease,
+            tip=tip,
+            backlog=backlog,
+            source=_JournalSource(self._node, self._shard.shard),
+            on_archived=self._on_archived,
+            trusted=self._node.trusted,
+            settings=UploadSettings(
+                flush_interval_seconds=config.flush_interval_seconds,
+                retry_deadline_seconds=config.retry_deadline_seconds,
+            ),
+        )
+        self._tip_seq = backlog.tip_seq
+        self.uploader = uploader
+        collected, self._collected = self._collected, []
+        for frame in collected:
+            self._take(frame)
+        publisher = Publisher(store=store, seal=seal, lease=lease, trusted=self._node.trusted)
+        return uploader, publisher
+
+    async def _on_archived(self, seq: Seq, at_ns: int) -> None:
+        shard = self._shard.shard
+        keep_from = self.upkeep.keep_from if self.upkeep is not None else None
+        await self._node.journalist.perform(
+            lambda journal: journal.set_archived(
+                shard, seq, keep_bytes=KEPT_BYTES, keep_from=keep_from
+            )
+        )
+        self._shard.progress.set_archived(seq, at_ns)
+
+    async def close(self) -> None:
+        """Ship what is final and release the lease, within bounds."""
+        if self.uploader is not None:
+            await self.uploader.close(_CLOSE_S)

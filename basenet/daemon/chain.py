@@ -1,0 +1,208 @@
+"""A shard's chain in memory: loaded from the journal, or born.
+
+Birth (formats.md; cluster-rules Q4): the first frame of a lineage is its genesis, a CONFIG whose
+state root is that of the adopted file. A journal that cannot continue the archive's history gives
+birth to a *child* instead: the genesis names its parent's newest archived frame and has that
+frame's root, and what the file holds beyond follows at once as a RECOVERED frame, in the same
+journal transaction. So no history is ever written twice, and none is mixed with another.
+"""
+
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+
+from basenet.daemon.framer import Framer
+from basenet.engine.effects import Persist
+from basenet.engine.events import LineageBorn
+from basenet.engine.replica import Replica
+from basenet.engine.state import ShardState
+from basenet.errors import CorruptionError
+from basenet.journal.journal import Journal
+from basenet.journal.records import Batch, FrameRow, ShardRecord
+from basenet.sqlite.captured import Captured
+from basenet.sqlite.recover import Scan
+from basenet.units import (
+    GROUP_PAGES,
+    HASH_BYTES,
+    LINEAGE_BYTES,
+    SALT_BYTES,
+    JournalId,
+    Lineage,
+    Seq,
+    ShardId,
+    StateRoot,
+    TimestampNs,
+)
+from basenet.wire.codec import u8
+from basenet.wire.frame import encode_frame
+from basenet.wire.merkle import StateTree, group_count
+from basenet.wire.payload import ConfigPayload, Voter, decode_config, encode_config
+from basenet.wire.signature import Signer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Author:
+    """This node, as the voter that a genesis names."""
+
+    node_id: str
+    signer: Signer
+    journal_id: JournalId
+
+    def voter(self) -> Voter:
+        """Return the voter."""
+        return Voter(node_id=self.node_id, key=self.signer.public, journal_id=self.journal_id)
+
+    def members_hash(self) -> bytes:
+        """Return SHA256(M) for a membership of this node alone (Q1)."""
+        name = self.node_id.encode("ascii")
+        return sha256(u8(len(name)) + name + self.signer.public).digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """The archived frame that a child lineage continues from.
+
+    ``group_hashes``: of the parent's state, None where they are not known; ``page_size`` of it.
+    """
+
+    lineage: Lineage
+    seq: Seq
+    hash: bytes
+    state_root: StateRoot
+    page_size: int
+    timestamp_ns: int
+    group_hashes: tuple[bytes | None, ...]
+    is_forced: bool
+
+
+def load(journal: Journal, shard: ShardId, signer: Signer) -> tuple[ShardRecord, Framer] | None:
+    """Return what the journal holds of ``shard``, ready to go on; None before its genesis.
+
+    Raises `CorruptionError` when the leaf hashes do not give the state root of the tip.
+    """
+    record = journal.load(shard)
+    if record is None:
+        return None
+    config = decode_config(record.config)
+    tree = StateTree(record.page_size, journal.leaves(shard))
+    if tree.root() != record.tip.state_root:
+        raise CorruptionError(
+            f"the journal's page hashes of shard {shard} do not give the state root of frame "
+            f"{record.tip.seq}: move the data directory aside; basenet then continues as a child "
+            "lineage of the archive."
+        )
+    state = ShardState(
+        shard=shard,
+        config=config,
+        epoch=record.tip.epoch,
+        view=record.tip.view,
+        tip=record.tip,
+        stored={voter.key: record.tip.seq for voter in config.voters},
+        final_seq=record.tip.seq,
+        local_last=record.local_last,
+    )
+    return record, Framer(Replica(state, signer), tree)
+
+
+def is_voter(config: bytes, signer: Signer) -> bool:
+    """Return whether this node's key may continue a lineage with this CONFIG payload."""
+    return signer.public in {voter.key for voter in decode_config(config).voters}
+
+
+def groups_to_send(leaves: bytes, parent: Parent, page_size: int) -> set[int]:
+    """Return the groups of the file whose pages the child's first frame must carry."""
+    tree = StateTree(page_size, leaves)
+    count = len(tree.groups) // HASH_BYTES
+    if page_size != parent.page_size:
+        return set(range(count))
+    known = parent.group_hashes
+    hashes = bytes(tree.groups)
+    return {
+        group
+        for group in range(count)
+        if group >= len(known)
+        or known[group] != hashes[group * HASH_BYTES : (group + 1) * HASH_BYTES]
+    }
+
+
+def leaves_without(leaves: bytes, groups: Iterable[int]) -> bytes:
+    """Return ``leaves`` with those of ``groups`` zeroed, so that a diff finds all their pages."""
+    out = bytearray(leaves)
+    span = GROUP_PAGES * HASH_BYTES
+    for group in groups:
+        end = min((group + 1) * span, len(out))
+        out[group * span : end] = bytes(end - group * span)
+    return bytes(out)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Birth:
+    """A lineage about to be born over a scanned file; call it with the journal to store it.
+
+    ``beyond``: what the file holds beyond ``parent``, as `Captured` with the flag RECOVERED.
+    """
+
+    shard: ShardId
+    path: str
+    author: Author
+    scan: Scan
+    parent: Parent | None = None
+    beyond: tuple[Captured, ...] = ()
+
+    def __call__(self, journal: Journal) -> None:
+        """Store genesis, leaf hashes and what lies beyond the parent, durable on return."""
+        parent, scan = self.parent, self.scan
+        tree = StateTree(scan.page_size, scan.leaves)
+        replica = Replica(ShardState(shard=self.shard), self.author.signer)
+        config = self._config()
+        persist, *_ = replica.step(
+            LineageBorn(
+                config=config,
+                state_root=parent.state_root if parent else tree.root(),
+                timestamp_ns=self._timestamp_ns(),
+                salt=secrets.token_bytes(SALT_BYTES),
+            )
+        )
+        assert isinstance(persist, Persist), "a birth is persisted and nothing else"
+        genesis = FrameRow(
+            head=persist.frame.head,
+            record=encode_frame(persist.frame),
+            local_first=persist.local_first,
+            local_last=persist.local_last,
+        )
+        framer = Framer(replica, tree)
+        more = framer.frame(self.beyond).frames if self.beyond else ()
+        cursor = self.beyond[-1].cursor if self.beyond else scan.cursor
+        tree = framer.tree
+        groups = range(group_count(tree.db_pages))
+        journal.begin_lineage(
+            shard=self.shard,
+            path=self.path,
+            lineage=config.lineage,
+            config=encode_config(config),
+            batch=Batch(
+                shard=self.shard,
+                frames=(genesis, *more),
+                page_size=tree.page_size,
+                db_pages=tree.db_pages,
+                cursor=cursor.encode(),
+                groups={group: tree.group_leaves(group) for group in groups},
+            ),
+        )
+
+    def _config(self) -> ConfigPayload:
+        parent = self.parent
+        return ConfigPayload(
+            lineage=Lineage(secrets.token_bytes(LINEAGE_BYTES)),
+            parent=(parent.lineage, parent.seq, parent.hash) if parent else None,
+            voters=(self.author.voter(),),
+            page_size=self.scan.page_size,
+            members_hash=self.author.members_hash(),
+            is_forced=bool(parent and parent.is_forced),
+        )
+
+    def _timestamp_ns(self) -> TimestampNs:
+        earliest_ns = self.parent.timestamp_ns + 1 if self.parent else 0
+        return TimestampNs(max(time.time_ns(), earliest_ns))

@@ -1,0 +1,241 @@
+"""The answers to what the control room asks: `control.surface.Surface` over the running node."""
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from basenet import __version__
+from basenet.control.histogram import Histogram
+from basenet.control.surface import (
+    READY_STATES,
+    Level,
+    Member,
+    NodeMetrics,
+    NodeStatus,
+    ShardMetrics,
+    ShardState,
+    ShardStatus,
+    WaitResult,
+)
+from basenet.daemon.node import Node
+from basenet.daemon.shard import Shard
+from basenet.daemon.supervisor import Supervisor
+from basenet.errors import NotFoundError, UnavailableError, UsageError
+from basenet.keys.trust import format_public
+from basenet.units import Seq, ShardId
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+_HEALTH_S: Final = 5.0
+_NS_PER_MS: Final = 1_000_000
+
+
+class Facts:
+    """A node's facts; satisfies `Surface`."""
+
+    def __init__(self, node: Node, supervisor: Supervisor) -> None:
+        self._node = node
+        self._supervisor = supervisor
+        self._started_ns = time.time_ns()
+        self._lock_held: dict[str, Histogram] = {}
+        self.is_stopping = False
+
+    def node_status(self) -> NodeStatus:
+        """Return the node and all its shards as they are now."""
+        now_ns = time.time_ns()
+        shards = [self._status(shard) for _, shard in sorted(self._supervisor.shards.items())]
+        reasons = self._reasons(shards)
+        config, author = self._node.config, self._node.author
+        return NodeStatus(
+            node_id=author.node_id,
+            version=__version__,
+            network=config.network.value,
+            role="validator",
+            members=[Member(node_id=author.node_id, role="validator")],
+            shards=shards,
+            ready=not reasons,
+            reasons=reasons,
+            started_ns=self._started_ns,
+            now_ns=now_ns,
+            uptime_s=(now_ns - self._started_ns) / 1e9,
+            archive=config.archive.url if config.archive else None,
+            public_key=format_public(author.signer.public),
+        )
+
+    def _reasons(self, shards: list[ShardStatus]) -> list[str]:
+        reasons = [
+            f"shard {shard.shard} is {shard.state.value}"
+            + (f": {shard.error}" if shard.error else "")
+            for shard in shards
+            if shard.state not in READY_STATES
+        ]
+        reasons += self._supervisor.refused
+        if self._node.journalist.error is not None:
+            reasons.append(self._node.journalist.error)
+        if self.is_stopping:
+            reasons.append("basenet is shutting down")
+        return reasons
+
+    def shard_status(self, shard: str) -> ShardStatus:
+        """Return one shard as it is now; raise `NotFoundError` for an unknown id."""
+        return self._status(self._find(shard))
+
+    def _find(self, shard: str) -> Shard:
+        try:
+            return self._supervisor.shards[ShardId(shard)]
+        except KeyError as error:
+            raise NotFoundError(
+                f"there is no shard {shard!r} on this node; `basenet shards` lists them."
+            ) from error
+
+    def _status(self, shard: Shard) -> ShardStatus:
+        record, session, progress = shard.record, shard.session, shard.progress
+        archive = shard.archiver.facts()
+        has_archive = self._node.store is not None
+        tree = session.framer.tree if session else None
+        tip = session.framer.replica.state.tip if session else (record.tip if record else None)
+        waiting = session.pump.waiting if session else None
+        oldest_ns = _oldest(
+            waiting.oldest_ns if waiting else None, archive.lag_oldest_ns if archive else None
+        )
+        lag_ms = max(time.time_ns() - oldest_ns, 0) / _NS_PER_MS if oldest_ns else 0.0
+        local_last = (
+            session.framer.replica.state.local_last
+            if session
+            else (record.local_last if record else 0)
+        )
+        return ShardStatus(
+            shard=shard.shard,
+            path=str(shard.path),
+            state=shard.state,
+            lineage=record.lineage.hex() if record else None,
+            epoch=tip.epoch if tip else 0,
+            view=tip.view if tip else 0,
+            captured_local=local_last + (waiting.commits if waiting else 0),
+            captured_seq=tip.seq if tip else 0,
+            final_seq=progress.final_seq,
+            archived_seq=progress.archived_seq if has_archive else 0,
+            lag_commits=shard.count_unarchived_commits(),
+            lag_bytes=archive.lag_bytes if archive else 0,
+            lag_ms=lag_ms,
+            worst_case_loss_ms=self._worst_case_loss_ms(shard, lag_ms),
+            wal_bytes=session.capture.wal_bytes if session and session.database.is_open else 0,
+            db_pages=tree.db_pages if tree else (record.db_pages if record else 0),
+            page_size=tree.page_size if tree else (record.page_size if record else 0),
+            last_captured_ns=tip.timestamp_ns if tip else None,
+            last_archived_ns=progress.archived_ns,
+            next_snapshot_ns=shard.archiver.next_snapshot_ns(),
+            last_snapshot_seq=shard.archiver.snapshots.seq or None,
+            last_restore_point_ns=shard.archiver.restore_point_ns,
+            archive=self._archive_sentence(shard),
+            archive_epoch=(archive.archive_epoch or 0) if archive else 0,
+            archive_broken_seq=shard.archiver.broken_seq,
+            recovered=shard.recovered,
+            lapped=shard.lapped + (session.capture.counters.laps if session else 0),
+            regressed=shard.regressed,
+            journal_bytes=archive.lag_bytes if archive else 0,
+            error=shard.error,
+        )
+
+    def _worst_case_loss_ms(self, shard: Shard, lag_ms: float) -> float:
+        """Return how much would be lost with the host now: the lag, and what may come unseen."""
+        del shard
+        return lag_ms
+
+    def _archive_sentence(self, shard: Shard) -> str:
+        if self._node.store is None:
+            return "off"
+        archive = shard.archiver.facts()
+        if shard.archiver.error is not None:
+            return shard.archiver.error
+        if archive is not None and archive.last_error is not None:
+            return archive.last_error
+        return "ok" if archive is not None else "not compared with the journal yet"
+
+    def metrics(self) -> NodeMetrics:
+        """Return what a scrape shows now."""
+        shards = [self._metrics(shard) for _, shard in sorted(self._supervisor.shards.items())]
+        return NodeMetrics(
+            now_ns=time.time_ns(),
+            shards=shards,
+            shards_opened=self._supervisor.opened,
+            membership_size=1,
+            journal_bytes=sum(shard.status.journal_bytes for shard in shards),
+            ready=not self._reasons([shard.status for shard in shards]),
+            lock_held={name: held.get_sample() for name, held in self._lock_held.items()},
+        )
+
+    def _metrics(self, shard: Shard) -> ShardMetrics:
+        status = self._status(shard)
+        session, archive = shard.session, shard.archiver.facts()
+        if session is not None:
+            samples = list(session.capture.lock_held_s)
+            session.capture.lock_held_s.clear()
+            for reason, seconds in samples:
+                self._lock_held.setdefault(reason, Histogram()).observe(seconds)
+        totals: Counter[str] = shard.totals()
+        return ShardMetrics(
+            status=status,
+            frames_submitted=totals["submitted"],
+            frames_finalized=totals["finalized"],
+            wal_bytes_captured=totals["wal_bytes"],
+            capture_errors=totals["capture_errors"],
+            archive_failures=(archive.failures if archive else 0) + totals["archive_failures"],
+            backlog_drops=totals["backlog_drops"],
+            lease_contentions=totals["lease_contentions"],
+            leases_lost=totals["leases_lost"],
+        )
+
+    async def check_health(self) -> None:
+        """Return when the journal answered; raise `UnavailableError` when it cannot."""
+        with trio.move_on_after(_HEALTH_S):
+            await self._node.journalist.perform(lambda _journal: None)
+            return
+        raise UnavailableError(
+            self._node.journalist.error or f"the journal did not answer within {_HEALTH_S:.0f} s."
+        )
+
+    async def wait(self, shard: str, seq: Seq | None, level: Level, timeout_s: float) -> WaitResult:
+        """Return once the shard is archived or final up to ``seq``; see `Surface`."""
+        found = self._find(shard)
+        if level is Level.ARCHIVED and self._node.store is None:
+            raise UsageError(
+                "BASE_ARCHIVE is off, so nothing is archived: wait with --level final."
+            )
+        progress = found.progress
+        reached = Seq(0)
+        with trio.move_on_after(timeout_s):
+            target = Seq(await found.capture_now()) if seq is None else seq
+            await progress.wait_until(lambda: self._is_reached(found, target, level))
+            reached = target
+        if not reached and seq != 0:
+            at = progress.archived_seq if level is Level.ARCHIVED else progress.final_seq
+            raise UnavailableError(
+                f"shard {shard} is {level.value} up to seq {at} after {timeout_s:g} s, not up to "
+                f"{seq if seq is not None else 'the present commit'}"
+                + (f": {self._archive_sentence(found)}." if level is Level.ARCHIVED else ".")
+            )
+        return WaitResult(
+            shard=found.shard,
+            seq=reached,
+            lineage=found.record.lineage.hex() if found.record else "",
+            level=level,
+            archived_seq=progress.archived_seq,
+            final_seq=progress.final_seq,
+        )
+
+    def _is_reached(self, shard: Shard, target: Seq, level: Level) -> bool:
+        at = shard.progress.archived_seq if level is Level.ARCHIVED else shard.progress.final_seq
+        if at >= target:
+            return True
+        if self.is_stopping:
+            raise UnavailableError("basenet is shutting down.")
+        if shard.state in (ShardState.STOPPED, ShardState.REFUSED):
+            raise UnavailableError(f"shard {shard.shard} is {shard.state.value}: {shard.error}")
+        return False
+
+
+def _oldest(*moments_ns: int | None) -> int | None:
+    return min((moment for moment in moments_ns if moment is not None), default=None)

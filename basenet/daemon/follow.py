@@ -1,0 +1,172 @@
+"""Following one attached database: when to look, and in which thread.
+
+While commits come, a thread of its own polls the log (`Capture.run_active`); once it is quiet the
+thread goes back and the shard waits at its doorbell. The writes of a busy shard are not watched,
+since each would wake us; the order *watch again, then look once* leaves no commit unseen.
+"""
+
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from basenet.daemon.pump import Pump
+from basenet.daemon.waker import Waker
+from basenet.sqlite.attach import DetachedState
+from basenet.sqlite.capture import Capture, Gap, Rest, RestReason
+
+_DETACH_RETRY_S: Final = 1.0
+
+
+class Follower:
+    """Drives the capture of one attached database until it is detached or stopped."""
+
+    def __init__(
+        self,
+        *,
+        key: str,
+        capture: Capture,
+        pump: Pump,
+        waker: Waker,
+        limiter: trio.CapacityLimiter,
+        bridge: Callable[[Gap], Awaitable[None]],
+        file_lock: trio.Lock,
+    ) -> None:
+        """``bridge`` mends a gap and sets the place where capture goes on."""
+        self._file_lock = file_lock
+        self.capture = capture
+        self._key = key
+        self._pump = pump
+        self._waker = waker
+        self._limiter = limiter
+        self._bridge = bridge
+        self._doorbell = waker.doorbell(key)
+        self._should_stop = threading.Event()
+        self._wants_detach = False
+        # How often the capture thread began to read to the tip; only it writes this.
+        self._polls_begun = 0
+        self._is_polling = False
+        self._lookers = 0
+        self._polled = trio.Event()
+        self._token = trio.lowlevel.current_trio_token()
+
+    def stop(self) -> None:
+        """End `run` at the next commit boundary."""
+        self._should_stop.set()
+        self._ring()
+
+    def request_detach(self) -> None:
+        """Let go of the file at the next quiet moment."""
+        self._wants_detach = True
+        self._ring()
+
+    def _ring(self) -> None:
+        self._doorbell.ring()
+
+    async def look(self) -> None:
+        """Return when everything that is committed now was captured.
+
+        That is so once a poll that began after this call has ended.
+        """
+        begun = self._polls_begun
+        self._lookers += 1
+        self._ring()
+        try:
+            while not self._has_polled_since(begun) and not self._should_stop.is_set():
+                await self._polled.wait()
+        finally:
+            self._lookers -= 1
+
+    def _has_polled_since(self, begun: int) -> bool:
+        return self._polls_begun > begun + self._is_polling
+
+    def _begin_poll(self) -> bool:
+        """Return whether to stop instead; the capture thread asks before each poll."""
+        self._polls_begun += 1
+        if self._lookers:
+            self._token.run_sync_soon(self._wake_lookers, idempotent=True)
+        return self._should_stop.is_set()
+
+    def _wake_lookers(self) -> None:
+        polled, self._polled = self._polled, trio.Event()
+        polled.set()
+
+    async def run(self) -> DetachedState | None:
+        """Follow until `stop` (returns None) or until the file was let go."""
+        next_call_s: float | None = 0.0
+        try:
+            while not self._should_stop.is_set():
+                if self.capture.has_news() or self._lookers:
+                    next_call_s = await self._turn()
+                if self._wants_detach:
+                    state = await self._detach()
+                    if state is not None:
+                        return state
+                await self._wait(next_call_s)
+                if next_call_s is not None and not self.capture.has_news():
+                    next_call_s = await self._steer()
+        finally:
+            self._should_stop.set()
+            self._wake_lookers()
+        return None
+
+    async def _turn(self) -> float | None:
+        """Poll in a thread until it is quiet; return when to steer the pin again."""
+        self._waker.wake.pause(self._key)
+        try:
+            while True:
+                rest = await self._poll()
+                if rest is None:
+                    continue
+                if rest.reason is not RestReason.BACK_PRESSURE:
+                    return rest.next_call_s
+                # That poll stopped for want of room and did not reach the tip.
+                self._polls_begun -= 1
+                await self._pump.room()
+        finally:
+            self._waker.wake.resume(self._key)
+
+    async def _poll(self) -> Rest | None:
+        self._is_polling = True
+        try:
+            return await trio.to_thread.run_sync(
+                self.capture.run_active,
+                self._pump.waiting.put,
+                self._begin_poll,
+                limiter=self._limiter,
+            )
+        except Gap as gap:
+            await self._bridge(gap)
+            return None
+        finally:
+            self._is_polling = False
+            self._wake_lookers()
+
+    async def _steer(self) -> float | None:
+        try:
+            return await trio.to_thread.run_sync(self.capture.steer, limiter=self._limiter)
+        except Gap as gap:
+            await self._bridge(gap)
+            return 0.0
+
+    async def _wait(self, seconds_max: float | None) -> None:
+        """Return when there may be something to do; a look costs one read of 48 bytes."""
+        deadline = trio.current_time() + (float("inf") if seconds_max is None else seconds_max)
+        while not (
+            self.capture.has_news()
+            or self._should_stop.is_set()
+            or self._lookers
+        ):
+            left = deadline - trio.current_time()
+            if left <= 0:
+                return
+            await self._doorbell.wait(None if left == float("inf") else left)
+            if self._wants_detach:
+                return
+
+    async def _detach(self) -> DetachedState | None:
+        self._wants_detach = False
+        await self._pump.drained()
+        async with self._file_lock:
+            return await trio.to_thread.run_sync(self.capture.detach, limiter=self._limiter)

@@ -1,0 +1,41 @@
+"""What all shards of a node share."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from basenet.archive.store import Store
+from basenet.config.model import Config
+from basenet.daemon.chain import Author
+from basenet.daemon.journalist import Journalist
+from basenet.daemon.waker import Waker
+from basenet.units import PublicKeyBytes
+
+# A shard has a thread of its own only while its application commits.
+_CAPTURE_THREADS_MAX: Final = 40
+# Hashing and compressing release the GIL only in part; more threads than cores only queue up.
+_WORK_THREADS_MAX: Final = 2
+# Snapshots and scrubs are background work: one at a time, whatever the number of shards.
+_BACKGROUND_THREADS_MAX: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """The configuration, the journal, the waker, the archive's store and the threads."""
+
+    config: Config
+    author: Author
+    journalist: Journalist
+    waker: Waker
+    store: Store | None
+    trusted: frozenset[PublicKeyBytes]
+    capture_limiter: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(_CAPTURE_THREADS_MAX)
+    )
+    work_limiter: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(_WORK_THREADS_MAX)
+    )
+    background_limiter: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(_BACKGROUND_THREADS_MAX)
+    )

@@ -1,0 +1,147 @@
+"""One shard's pump: captured commits in, final frames out.
+
+The only place where an engine effect becomes an act. Its order is the safety argument::
+
+    captured --frame--> Persist --journal is durable--> Stored --> Finalize --> archive, waiters
+
+While one batch is being synced, further commits gather in `Waiting`; a backlog beyond
+`_FRAMES_MAX` pieces is merged, so that a fast application costs few frames and an ordinary one
+gets a frame, and with it a restore point, per commit.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from basenet.daemon.framer import Framer
+from basenet.daemon.journalist import Journalist
+from basenet.daemon.waiting import Waiting
+from basenet.engine.effects import Finalize
+from basenet.engine.events import Stored
+from basenet.journal.records import FrameRow
+from basenet.sqlite.captured import Captured, CaptureFlag, merge
+from basenet.units import PARTIAL_RAW_BYTES_MAX
+from basenet.wire.frame import Flag, Head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalFrame:
+    """A final frame; ``record`` is None for a piece of a run, which is read from the journal."""
+
+    head: Head
+    size: int
+    record: bytes | None
+
+
+_FRAMES_MAX: Final = 64
+# The shortest distance of two journal commits of a busy shard: each costs two fsyncs, which the
+# application's own I/O would otherwise wait behind.
+_BUSY_PAUSE_S: Final = 0.005
+
+
+class Pump:
+    """Frames, stores and finalises what one shard's capture delivers."""
+
+    def __init__(
+        self,
+        *,
+        framer: Framer,
+        journalist: Journalist,
+        sync_wal: Callable[[], None] | None,
+        on_final: Callable[[Sequence[FinalFrame]], None],
+        limiter: trio.CapacityLimiter,
+    ) -> None:
+        self.framer = framer
+        self.waiting = Waiting(self._notify)
+        self.submitted = 0
+        self.finalized = 0
+        self._journalist = journalist
+        self._sync_wal = sync_wal
+        self._on_final = on_final
+        self._limiter = limiter
+        self._token = trio.lowlevel.current_trio_token()
+        self._wake = trio.Event()
+        self._idle = trio.Event()
+        self._idle.set()
+        self._taken = trio.Event()
+        self._unfinal: list[FinalFrame] = []
+
+    def _notify(self) -> None:
+        """Wake the pump from a capture thread."""
+        self._token.run_sync_soon(self._set_busy, idempotent=True)
+
+    def _set_busy(self) -> None:
+        self._idle = trio.Event() if self._idle.is_set() else self._idle
+        self._wake.set()
+
+    async def room(self) -> None:
+        """Return when capture may go on reading."""
+        while not self.waiting.has_room:
+            await self._taken.wait()
+
+    async def drained(self) -> None:
+        """Return when everything that was captured before this call is final."""
+        await trio.lowlevel.checkpoint()  # let a notification that is under way arrive
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Pump for ever; any error ends it, and the shard starts again from the journal."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            captured = self.waiting.take()
+            self._taken.set()
+            self._taken = trio.Event()
+            if captured:
+                await self.push(captured)
+                if len(captured) > 1:
+                    await trio.sleep(_BUSY_PAUSE_S)
+            if not self._wake.is_set():
+                self._idle.set()
+
+    async def push(self, captured: Sequence[Captured]) -> None:
+        """Frame, store and finalise ``captured``."""
+        pieces = coalesce(captured, is_run_open=self.framer.replica.state.is_run_open)
+        batch = await trio.to_thread.run_sync(self.framer.frame, pieces, limiter=self._limiter)
+        self.submitted += len(batch.frames)
+        self._unfinal += [_final_frame(row) for row in batch.frames]
+        await self._journalist.persist(batch, self._sync_wal)
+        effects = self.framer.replica.step(Stored(seq=batch.frames[-1].head.seq))
+        count = sum(isinstance(effect, Finalize) for effect in effects)
+        final, self._unfinal = self._unfinal[:count], self._unfinal[count:]
+        self.finalized += len(final)
+        if final:
+            self._on_final(final)
+
+
+def _final_frame(row: FrameRow) -> FinalFrame:
+    # A run may be as large as the database: its bytes do not wait for the end of it in memory.
+    is_piece = bool(row.head.flags & Flag.PARTIAL)
+    return FinalFrame(head=row.head, size=len(row.record), record=None if is_piece else row.record)
+
+
+def coalesce(captured: Sequence[Captured], *, is_run_open: bool) -> Sequence[Captured]:
+    """Merge neighbours of a long backlog, up to what one frame may hold.
+
+    Pieces of a PARTIAL run, of which the first may have been taken before (``is_run_open``), and
+    pieces with a flag stay as they are.
+    """
+    if len(captured) <= _FRAMES_MAX:
+        return captured
+    out: list[Captured] = []
+    group: list[Captured] = []
+    raw_bytes = 0
+    for item in captured:
+        is_plain = item.flags == CaptureFlag.NONE and not is_run_open
+        is_run_open = not item.is_run_last
+        if not is_plain or raw_bytes + item.raw_bytes > PARTIAL_RAW_BYTES_MAX:
+            out += [merge(group)] if group else []
+            group, raw_bytes = [], 0
+        if is_plain:
+            group.append(item)
+            raw_bytes += item.raw_bytes
+        else:
+            out.append(item)
+    return out + ([merge(group)] if group else [])

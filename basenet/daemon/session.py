@@ -1,0 +1,142 @@
+"""One attachment of a database: everything that lives between attach and letting go.
+
+Made by `Shard`; when anything in it fails the whole session is dropped, and the next one begins
+from the journal.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+
+from basenet.daemon.follow import Follower
+from basenet.daemon.framer import Framer
+from basenet.daemon.node import Node
+from basenet.daemon.pump import FinalFrame, Pump
+from basenet.errors import UnavailableError
+from basenet.journal.records import Batch
+from basenet.sqlite import recover
+from basenet.sqlite.attach import Database, DetachedState
+from basenet.sqlite.capture import Capture, Gap
+from basenet.sqlite.captured import Captured, CaptureFlag, Cursor
+from basenet.sqlite.pages import PageView
+from basenet.units import ShardId
+
+OnFinal = Callable[[Sequence[FinalFrame]], None]
+_STOP_GRACE_S: Final = 30.0
+
+
+class Session:
+    """An attached database with its capture, pump and chain."""
+
+    def __init__(
+        self,
+        *,
+        node: Node,
+        shard: ShardId,
+        database: Database,
+        capture: Capture,
+        framer: Framer,
+        on_final: OnFinal,
+    ) -> None:
+        self.database = database
+        self.capture = capture
+        self.framer = framer
+        # Whoever reads pages with a connection of its own; the file is not let go meanwhile.
+        self.file_lock = trio.Lock()
+        self._node = node
+        self._shard = shard
+        self.pump = Pump(
+            framer=framer,
+            journalist=node.journalist,
+            sync_wal=capture.sync_wal if node.config.sync_wal else None,
+            on_final=on_final,
+            limiter=node.work_limiter,
+        )
+        self.follower = Follower(
+            key=shard,
+            capture=capture,
+            pump=self.pump,
+            waker=node.waker,
+            limiter=node.capture_limiter,
+            bridge=self._bridge_gap,
+            file_lock=self.file_lock,
+        )
+
+    async def run(self, *, differs_from: CaptureFlag | None) -> DetachedState | None:
+        """Follow until the file is let go (returns its state) or `Follower.stop` (None).
+
+        ``differs_from``: the file may differ from the chain's tip: compare it first, and flag what
+        differs so (RECOVERED, or REGRESSED too).
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.pump.run)
+            try:
+                if differs_from is not None:
+                    await self.bridge(differs_from)
+                state = await self.follower.run()
+                with trio.move_on_after(_STOP_GRACE_S):
+                    await self.pump.drained()
+            finally:
+                self.pump.waiting.close()
+            nursery.cancel_scope.cancel()
+        if state is not None:
+            await self._note(detached=state.encode())
+        return state
+
+    async def _bridge_gap(self, gap: Gap) -> None:
+        await self.pump.drained()
+        if self.framer.replica.state.is_run_open:
+            # The journal drops the pieces of a run that never ended; begin again from it.
+            raise UnavailableError(f"a large transaction could not be read to its end: {gap}")
+        await self.bridge(CaptureFlag.RECOVERED)
+
+    async def bridge(self, flag: CaptureFlag) -> None:
+        """Hand over what differs between file and chain as one change; go on behind it."""
+        leaves = bytes(self.framer.tree.leaves)
+        if self.framer.tree.page_size != self.database.page_size:
+            leaves = b""
+        cursor = await trio.to_thread.run_sync(
+            self._hand_over_difference, leaves, flag, limiter=self._node.capture_limiter
+        )
+        await self.pump.drained()
+        # If nothing differed no frame carried the new place into the journal.
+        await self._note(cursor=cursor.encode())
+
+    def _hand_over_difference(self, leaves: bytes, flag: CaptureFlag) -> Cursor:
+        self.capture.pin()
+        with PageView(self.database) as view:
+            for piece in recover.diff(view, leaves):
+                self.pump.waiting.put([flagged(piece, flag)])
+            self.capture.restart_at(view.cursor)
+            return view.cursor
+
+    async def _note(self, *, cursor: bytes | None = None, detached: bytes | None = None) -> None:
+        tree = self.framer.tree
+        await self._node.journalist.persist(
+            Batch(
+                shard=self._shard,
+                frames=(),
+                page_size=tree.page_size,
+                db_pages=tree.db_pages,
+                cursor=cursor,
+                detached=detached,
+            ),
+            None,
+        )
+
+
+def flagged(piece: Captured, flag: CaptureFlag) -> Captured:
+    """Return ``piece`` with ``flag`` in addition."""
+    if piece.flags & flag == flag:
+        return piece
+    return Captured(
+        page_size=piece.page_size,
+        db_pages=piece.db_pages,
+        commits=piece.commits,
+        pgnos=piece.pgnos,
+        pages=piece.pages,
+        flags=piece.flags | flag,
+        cursor=piece.cursor,
+        captured_ns=piece.captured_ns,
+    )

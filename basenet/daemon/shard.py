@@ -1,0 +1,402 @@
+"""One shard's life: wait for the file, attach, birth or resume, follow, detach, again.
+
+Theory of operation
+===================
+
+A *session* is one attachment: from the journal's chain in memory to the moment when the file is
+let go or something failed. A session that fails is dropped whole, and the next one begins from
+the journal, which is the only memory that counts; so no failure leaves a half-told story::
+
+    waiting --file is there--> starting --chain is loaded or born--> capturing
+       ^                                                               |
+       +-- detached <--nobody has the file open------------------------+
+
+What an error means is said by its kind: what is unavailable is tried again soon; what is refused
+or damaged is shown with its sentence and tried again rarely, since only a person can mend it; a
+journal that broke ends the process.
+
+The archive is another task (`archiving`): capture never waits for it.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, TypeVar, TypeVarTuple, Unpack
+
+import structlog
+import trio
+
+from basenet.control.surface import ShardState
+from basenet.daemon import chain
+from basenet.daemon.archiving import Archiver
+from basenet.daemon.behind import Behind, find_behind, give_back
+from basenet.daemon.chain import Parent
+from basenet.daemon.failures import only_error
+from basenet.daemon.framer import Framer
+from basenet.daemon.node import Node
+from basenet.daemon.progress import Progress
+from basenet.daemon.pump import FinalFrame
+from basenet.daemon.session import Session
+from basenet.errors import (
+    BasenetError,
+    ConflictError,
+    CorruptionError,
+    NotFoundError,
+    UnavailableError,
+    UsageError,
+)
+from basenet.journal.journal import Journal, JournalBroken
+from basenet.journal.records import ShardRecord
+from basenet.sqlite import attach, recover
+from basenet.sqlite.attach import Database, DetachedState
+from basenet.sqlite.capture import Capture, CapturePolicy
+from basenet.sqlite.captured import Captured, CaptureFlag, Cursor
+from basenet.sqlite.pages import PageView
+from basenet.sqlite.resume import Outcome, find_place
+from basenet.units import ShardId
+from basenet.wire.frame import Flag, Kind
+
+log = structlog.get_logger()
+
+_Arguments = TypeVarTuple("_Arguments")
+_Result = TypeVar("_Result")
+
+_RETRY_S: Final = 0.5
+_RETRY_S_MAX: Final = 10.0
+_REFUSED_RETRY_S: Final = 15.0
+
+
+class Shard:
+    """One database of this node."""
+
+    def __init__(self, *, node: Node, shard: ShardId, path: Path) -> None:
+        self.shard = shard
+        self.path = path
+        self._real_path = Path(os.path.realpath(path))
+        self._wal_path = Path(f"{self._real_path}-wal")
+        self.state = ShardState.STARTING
+        self.error: str | None = None
+        self.progress = Progress()
+        self.session: Session | None = None
+        self.record: ShardRecord | None = None
+        self.recovered = self.regressed = self.lapped = 0
+        self.wants_child_of: Parent | None = None
+        self.archiver = Archiver(node=node, shard=self)
+        self._node = node
+        self._log = log.bind(shard=shard)
+        self._doorbell = node.waker.doorbell(shard)
+        self._is_stopping = False
+        self.ended = trio.Event()
+        self._totals: Counter[str] = Counter()
+        self._session_scope = trio.CancelScope()
+        self._alone_since_s: float | None = None
+        self._detached: DetachedState | None = None
+        self._behind: Behind | None = None
+        self._may_give_back = True
+
+    # What others ask of a shard
+
+    async def run(self) -> None:
+        """Live until `stop`; raises only `JournalBroken` and bugs."""
+        self._node.waker.wake.watch(self.shard, self._real_path)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.archiver.run)
+                await self._live()
+                await self.archiver.close()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.ended.set()
+            self._node.waker.wake.unwatch(self.shard)
+            self._node.waker.forget(self.shard)
+
+    def stop(self) -> None:
+        """Stop capturing at a commit boundary; `run` returns after a final flush."""
+        self._is_stopping = True
+        if self.session is not None:
+            self.session.follower.stop()
+        self._doorbell.ring()
+        self.progress.wake()
+
+    def totals(self) -> Counter[str]:
+        """Return what was counted since the process began, sessions that ended included."""
+        totals = self._totals.copy()
+        if self.session is not None:
+            _add(totals, self.session)
+        return totals
+
+    def count_unarchived_commits(self) -> int:
+        """Return how many captured commits are not archived (not final, without an archive)."""
+        return 0
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._is_stopping
+
+    def become_child_of(self, parent: Parent) -> None:
+        """Give birth to a child lineage: the archive's history is not this journal's."""
+        self.wants_child_of = parent
+        self._session_scope.cancel()
+        self._doorbell.ring()
+
+    def check_connected(self, now_s: float) -> None:
+        """Let go of a file that no other process has open (P5); called every second."""
+        session = self.session
+        if session is None or self.state is not ShardState.CAPTURING:
+            self._alone_since_s = None
+            return
+        if session.database.others_connected():
+            self._alone_since_s = None
+        elif self._alone_since_s is None:
+            self._alone_since_s = now_s
+        elif now_s - self._alone_since_s >= self._node.config.detach_after_seconds:
+            self._alone_since_s = None
+            session.follower.request_detach()
+
+    async def capture_now(self) -> int:
+        """Capture what is committed at this moment; return the seq that holds it."""
+        session = self.session
+        if session is not None:
+            await session.follower.look()
+            await session.pump.drained()
+        return self.progress.final_seq
+
+    # The life
+
+    async def _live(self) -> None:
+        pause_s = _RETRY_S
+        while not self._is_stopping:
+            error = await self._try_session()
+            if error is None:
+                pause_s = _RETRY_S
+                continue
+            self._show(error)
+            await self._doorbell.wait(_pause_after(error, pause_s))
+            pause_s = min(2 * pause_s, _RETRY_S_MAX)
+
+    async def _try_session(self) -> BasenetError | None:
+        """Run one session; return what ended it, None for a file that was let go or for `stop`."""
+        try:
+            with trio.CancelScope() as self._session_scope:
+                await self._attach_and_follow()
+        except BaseExceptionGroup as group:
+            return only_error(group)
+        except JournalBroken:
+            raise
+        except BasenetError as error:
+            return error
+        return None
+
+    def _show(self, error: BasenetError) -> None:
+        sentence = str(error)
+        if isinstance(error, NotFoundError):
+            self.state = ShardState.WAITING
+        elif isinstance(error, UnavailableError):
+            self.state = ShardState.STARTING
+        elif isinstance(error, CorruptionError):
+            self.state = ShardState.STOPPED
+        else:
+            self.state = ShardState.REFUSED
+        if sentence != self.error:
+            self._log.warning("shard_" + self.state.value, error=sentence)
+        self.error = sentence
+
+    async def _attach_and_follow(self) -> None:
+        if self._detached is not None and self.wants_child_of is None:
+            await self._wait_for_application(self._detached)
+            if self._is_stopping:
+                return
+        self._node.waker.wake.ignore_opens(self.shard)
+        if self._behind is not None:
+            await self._give_back(self._behind)
+        database = await self._in_thread(attach.attach, self.path)
+        capture = Capture(database, policy=CapturePolicy(self._node.config.capture.value))
+        try:
+            framer, flag = await self._continue_or_begin(database, capture)
+            self.session = Session(
+                node=self._node,
+                shard=self.shard,
+                database=database,
+                capture=capture,
+                framer=framer,
+                on_final=self._on_final,
+            )
+            self._set_capturing()
+            self._detached = await self.session.run(differs_from=flag)
+            self._settle_detached(database)
+        finally:
+            if self.session is not None:
+                _add(self._totals, self.session)
+                self.lapped += capture.counters.laps
+            self.session = None
+            with trio.CancelScope(shield=True):
+                await self._in_thread(capture.close)
+
+    def _set_capturing(self) -> None:
+        self.state = ShardState.CAPTURING
+        self.error = None
+        self._may_give_back = True
+        self._log.info("capturing", path=str(self.path), seq=self.progress.final_seq)
+
+    def _settle_detached(self, database: Database) -> None:
+        if self._detached is None:
+            return
+        del database
+        self.state = ShardState.DETACHED
+        self._node.waker.wake.watch_opens(self.shard)
+        self._log.info("detached", path=str(self.path))
+
+    async def _wait_for_application(self, detached: DetachedState) -> None:
+        """Return when somebody opened, changed or replaced the file that we let go."""
+        while not self._is_stopping and self.wants_child_of is None:
+            if self._was_touched(detached):
+                return
+            await self._doorbell.wait(_RETRY_S_MAX)
+
+    def _was_touched(self, detached: DetachedState) -> bool:
+        try:
+            facts = self.path.stat()
+        except FileNotFoundError:
+            self.state = ShardState.WAITING
+            return False
+        now = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        then = (detached.device, detached.inode, detached.size, detached.modified_ns)
+        return now != then or self._wal_path.exists()
+
+    # The chain
+
+    async def _continue_or_begin(
+        self, database: Database, capture: Capture
+    ) -> tuple[Framer, CaptureFlag | None]:
+        """Return the chain to go on with, and how what the file has beyond it is to be flagged."""
+        parent, self.wants_child_of = self.wants_child_of, None
+        loaded = await self._node.journalist.perform(self._load)
+        if loaded is None or parent is not None:
+            await self._give_birth(database, capture, parent)
+            loaded = await self._node.journalist.perform(self._load)
+            assert loaded is not None, "a lineage was born and is not in the journal"
+        record, framer = loaded
+        self._adopt(record)
+        flag = await self._in_thread(self._find_place, database, capture, record)
+        if flag is not None and record.tip.kind is not Kind.CONFIG:
+            flag = await self._look_behind(database, record, flag)
+        return framer, flag
+
+    async def _look_behind(
+        self, database: Database, record: ShardRecord, flag: CaptureFlag
+    ) -> CaptureFlag:
+        """Return the flag of the coming diff; raise to give a file back what it lost (P7)."""
+        behind = await self._node.journalist.read(
+            lambda journal: find_behind(journal, self.shard, database, record.tip.seq)
+        )
+        if behind is None:
+            return flag
+        if self._may_give_back:
+            self._behind, self._may_give_back = behind, False
+            raise UnavailableError(
+                f"{self.path} is at the state of frame {behind.seq}, not {record.tip.seq}: it lost "
+                "commits, which are put back from the journal."
+            )
+        self._log.error("regressed", from_seq=behind.seq, tip_seq=record.tip.seq)
+        return flag | CaptureFlag.REGRESSED
+
+    async def _give_back(self, behind: Behind) -> None:
+        self._behind = None
+        try:
+            done = await self._node.journalist.read(
+                lambda journal: give_back(journal, self.shard, self.path, behind)
+            )
+        except BasenetError as error:
+            # The diff that follows is flagged REGRESSED, and says so.
+            self._log.warning("not_given_back", error=str(error))
+        else:
+            self._log.warning("given_back", commits=done.commits, from_seq=behind.seq)
+
+    def _find_place(
+        self, database: Database, capture: Capture, record: ShardRecord
+    ) -> CaptureFlag | None:
+        """Set where capture goes on; return a flag if only a scan can tell what happened."""
+        capture.pin()
+        index = database.read_index()
+        if index is None:
+            raise UnavailableError(f"{self.path}-shm is being changed; trying again.")
+        cursor = Cursor.decode(record.cursor) if record.cursor else None
+        detached = DetachedState.decode(record.detached) if record.detached else None
+        found = find_place(database, index, cursor, detached)
+        self._log.info("resume", outcome=found.outcome.value, reason=found.reason)
+        if found.place is not None:
+            capture.restart_at(found.place)
+            return None
+        if found.outcome is Outcome.BEHIND:
+            return CaptureFlag.RECOVERED | CaptureFlag.REGRESSED
+        self._may_give_back = self._may_give_back and found.outcome is not Outcome.REPLACED
+        return CaptureFlag.RECOVERED
+
+    def _load(self, journal: Journal) -> tuple[ShardRecord, Framer] | None:
+        return chain.load(journal, self.shard, self._node.author.signer)
+
+    def _adopt(self, record: ShardRecord) -> None:
+        self.record = record
+        self.progress.set_final(record.tip.seq)
+        self.progress.set_archived(record.archived_seq, None)
+        self.archiver.on_lineage(record)
+
+    async def _give_birth(
+        self, database: Database, capture: Capture, parent: Parent | None
+    ) -> None:
+        """Store a new lineage over the file as it is now."""
+        self._log.info("birth", parent=parent.lineage.hex() if parent else None)
+        births = await self._in_thread(self._scan_for_birth, database, capture, parent)
+        await self._node.journalist.perform(births)
+
+    def _scan_for_birth(
+        self, database: Database, capture: Capture, parent: Parent | None
+    ) -> chain.Birth:
+        capture.pin()
+        scan = recover.scan(database)
+        beyond: tuple[Captured, ...] = ()
+        if parent is not None:
+            groups = chain.groups_to_send(bytes(scan.leaves), parent, scan.page_size)
+            with PageView(database) as view:
+                beyond = tuple(recover.diff(view, chain.leaves_without(bytes(scan.leaves), groups)))
+        return chain.Birth(
+            shard=self.shard,
+            path=str(self.path),
+            author=self._node.author,
+            scan=scan,
+            parent=parent,
+            beyond=beyond,
+        )
+
+    def _on_final(self, frames: Sequence[FinalFrame]) -> None:
+        self.progress.set_final(frames[-1].head.seq)
+        for frame in frames:
+            if frame.head.flags & Flag.PARTIAL:
+                continue
+            self.recovered += bool(frame.head.flags & Flag.RECOVERED)
+            self.regressed += bool(frame.head.flags & Flag.REGRESSED)
+        self.archiver.on_final(frames)
+
+    async def _in_thread(
+        self, function: Callable[[Unpack[_Arguments]], _Result], *arguments: *_Arguments
+    ) -> _Result:
+        return await trio.to_thread.run_sync(
+            function, *arguments, limiter=self._node.capture_limiter
+        )
+
+
+def _add(totals: Counter[str], session: Session) -> None:
+    totals["submitted"] += session.pump.submitted
+    totals["finalized"] += session.pump.finalized
+    totals["wal_bytes"] += session.capture.counters.wal_bytes
+    totals["capture_errors"] += session.capture.counters.gaps
+
+
+def _pause_after(error: BasenetError, pause_s: float) -> float:
+    if isinstance(error, NotFoundError):
+        return _RETRY_S_MAX
+    if isinstance(error, UsageError | ConflictError | CorruptionError):
+        return _REFUSED_RETRY_S
+    return pause_s

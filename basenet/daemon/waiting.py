@@ -1,0 +1,74 @@
+"""Captured commits on their way from a capture thread to the pump.
+
+The capture thread does not wait with commits: where the queue is full it is told so, keeps its pin
+and stops reading; the application's own WAL is then the buffer, and nothing is lost (DESIGN 4).
+Only within one huge transaction, whose pieces cannot be handed over by halves, it waits for room.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from basenet.errors import UnavailableError
+from basenet.sqlite.captured import Captured
+from basenet.units import MIB
+
+# Enough to keep the pump busy over one slow fsync, little enough for many shards in one process.
+WAITING_BYTES_MAX: Final = 16 * MIB
+
+
+class Waiting:
+    """A bounded queue, filled by one thread and emptied by the event loop."""
+
+    def __init__(self, notify: Callable[[], None]) -> None:
+        """Take the thread-safe function that wakes the pump."""
+        self._notify = notify
+        self._room = threading.Condition()
+        self._items: list[Captured] = []
+        self._bytes = 0
+        self._is_closed = False
+        self.oldest_ns: int | None = None
+        """When the oldest piece that waits was captured."""
+
+    def put(self, batch: list[Captured]) -> bool:
+        """Add ``batch``; return whether there is room for more.
+
+        Raises `UnavailableError` when the pump is gone.
+        """
+        with self._room:
+            if not batch[-1].is_run_last:
+                self._room.wait_for(lambda: self._is_closed or self.has_room)
+            if self._is_closed:
+                raise UnavailableError("the shard's pump has ended; capture starts again with it.")
+            if not self._items:
+                self.oldest_ns = batch[0].captured_ns
+            self._items += batch
+            self._bytes += sum(item.raw_bytes for item in batch)
+        self._notify()
+        return self.has_room
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the capture thread may go on reading."""
+        return self._bytes < WAITING_BYTES_MAX
+
+    @property
+    def commits(self) -> int:
+        """How many captured commits wait."""
+        with self._room:
+            return sum(item.commits for item in self._items)
+
+    def take(self) -> list[Captured]:
+        """Return and forget all that waits, in order."""
+        with self._room:
+            items, self._items = self._items, []
+            self._bytes = 0
+            self.oldest_ns = None
+            self._room.notify_all()
+        return items
+
+    def close(self) -> None:
+        """Refuse everything from now on and free a thread that waits for room."""
+        with self._room:
+            self._is_closed = True
+            self._room.notify_all()

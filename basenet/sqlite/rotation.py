@@ -1,0 +1,227 @@
+"""Moving the pin and emptying the log, without ever leaving a commit unprotected for long.
+
+Theory of operation
+===================
+
+*Engage* and *release* are the pin's own. The two movements:
+
+*Settle*, without a lock, for a log at rest: checkpoint, begin a second read, capture to the tip,
+end the first; again until the pin is on mark 0 and everything is in the file. It is also what frees
+an application's TRUNCATE, which holds the write lock and waits for our mark: we must not wait for
+the write lock in turn (P13), and the re-pinned mark 0 is in nobody's way.
+
+*Rotate*, for a log that never comes to rest: once the same to copy the bulk, then try, never wait,
+for the write lock; under it capture the rest, drop the pin, ONE checkpoint, pin again. Every reset
+needs the write lock, so nothing is unprotected in between, and the next writer starts the log anew.
+
+A pin on mark 0 is left only after a checkpoint of ours went through in the same generation: nobody
+with an older view of the log can then be copying frames that are not what it thinks (P11).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from basenet.sqlite import locks
+from basenet.sqlite.attach import Database
+from basenet.sqlite.pin import Pin
+from basenet.sqlite.policy import Action, LogFacts, PinPolicy
+
+LOCK_TRY_S: Final = 0.005
+# Not longer: a TRUNCATE holds the checkpoint lock while it waits for the write lock, ours.
+CHECKPOINT_TRY_S: Final = 0.020
+_PAUSE_S: Final = 0.000_2
+_SETTLE_ROUNDS: Final = 3
+_UNREADABLE_RETRY_S: Final = 0.010
+
+
+@dataclass(slots=True)
+class RotationCounters:
+    """Since the capture began. ``lock_held_s``: each time; the reader empties it."""
+
+    rotations: int = 0
+    settlings: int = 0
+    checkpoints: int = 0
+    problem: str | None = None
+    """What the last checkpoint complained of (disk full), None if it did not."""
+
+
+class Rotation:
+    """The pin of one database and what is done with it."""
+
+    __slots__ = (
+        "_clock",
+        "_database",
+        "_reach_tip",
+        "_sleep",
+        "counters",
+        "lock_held_s",
+        "pin",
+        "policy",
+    )
+
+    def __init__(
+        self,
+        database: Database,
+        policy: PinPolicy,
+        *,
+        reach_tip: Callable[[], bool],
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+    ) -> None:
+        """``reach_tip`` captures to the tip; False if there is more than fits memory."""
+        self.pin = Pin(database)
+        self.policy = policy
+        self.counters = RotationCounters()
+        self.lock_held_s: list[tuple[str, float]] = []
+        self._database = database
+        self._reach_tip = reach_tip
+        self._clock = clock
+        self._sleep = sleep
+
+    def engage(self) -> bool:
+        """Pin the log where it ends now; False if SQLite is busy (the next poll tries again).
+
+        A pin on mark 0 does not protect the present generation: read on at once.
+        """
+        if self.pin.is_held:
+            return True
+        if not self.pin.engage():
+            return False
+        self.policy.on_pinned()
+        return True
+
+    def facts(self) -> LogFacts | None:
+        """Return what the policy decides by, or None while the wal-index is being changed."""
+        index = self._database.read_index()
+        if index is None:
+            return None
+        return LogFacts(
+            is_pinned=self.pin.is_held,
+            mark=self.pin.mark,
+            salts=index.header.salts,
+            frame_max=index.header.frame_max,
+            is_backfilled=index.is_backfilled,
+        )
+
+    def steer(self, *, has_news: bool) -> float | None:
+        """Do what the policy asks for; return when to be called again at the latest, or None.
+
+        ``has_news``: the poll before found commits. Raises `Gap`, `DatabaseReplaced`.
+        """
+        now = self._clock()
+        facts = self.facts()
+        if facts is None:
+            return _UNREADABLE_RETRY_S
+        action = self.policy.decide(now, facts)
+        if action is Action.ENGAGE:
+            self.engage()
+        elif action is Action.RELEASE:
+            self.pin.release()
+        elif action is Action.ROTATE:
+            self._rotate()
+        elif action is Action.SETTLE or (not has_news and self._checkpointer_waits()):
+            self._settle()
+        else:
+            return self.policy.next_call_s(now, facts)
+        return self.next_call_s()
+
+    def next_call_s(self) -> float | None:
+        """Return when to steer again although nothing happens, or None: never."""
+        facts = self.facts()
+        if facts is None:
+            return _UNREADABLE_RETRY_S
+        return self.policy.next_call_s(self._clock(), facts)
+
+    def _checkpointer_waits(self) -> bool:
+        """Return whether a checkpoint that wants the log empty may be waiting for our mark.
+
+        Such a one holds the write lock as well, so no commit comes while it waits.
+        """
+        if not self.pin.is_held or self.pin.mark == 0:
+            return False
+        shm_fd = self._database.shm_fd
+        return (
+            locks.anyone(shm_fd, locks.WAL_CHECKPOINT_BYTE) is not None
+            and locks.anyone(shm_fd, locks.WAL_WRITE_BYTE) is not None
+        )
+
+    def _checkpoint(self) -> bool:
+        """Checkpoint once; return whether nobody else was at it."""
+        self.counters.checkpoints += 1
+        result = self._database.checkpoint(self.pin.free_connection)
+        self.counters.problem = result.problem
+        return not result.is_busy
+
+    def _checkpoint_soon(self) -> bool:
+        """Checkpoint as soon as somebody else's checkpoint ends; give up after 20 ms."""
+        return self._try_for(CHECKPOINT_TRY_S, self._checkpoint)
+
+    def _try_write_lock(self) -> bool:
+        """Try for the write lock for at most 5 ms; never wait for it."""
+        shm_fd = self._database.shm_fd
+        return self._try_for(LOCK_TRY_S, lambda: locks.try_lock(shm_fd, locks.WAL_WRITE_BYTE))
+
+    def _try_for(self, seconds: float, attempt: Callable[[], bool]) -> bool:
+        deadline = self._clock() + seconds
+        while not attempt():
+            if self._clock() >= deadline:
+                return False
+            self._sleep(_PAUSE_S)
+        return True
+
+    def _move_pin(self) -> bool:
+        """Move the pin to the tip without a moment of no pin."""
+        if not self.pin.begin_next():
+            return False
+        try:
+            is_at_tip = self._reach_tip()
+        except BaseException:
+            self.pin.abandon_next()
+            raise
+        if not is_at_tip:
+            self.pin.abandon_next()
+            return False
+        self.pin.complete_move()
+        return True
+
+    def _settle(self) -> None:
+        self.counters.settlings += 1
+        for _ in range(_SETTLE_ROUNDS):
+            self._checkpoint()
+            if not self._move_pin():
+                break
+            facts = self.facts()
+            if facts is not None and facts.is_settled:
+                break
+        self.policy.on_rotated(self._clock(), self.facts())
+
+    def _rotate(self) -> None:
+        # The bulk goes first, without a lock. If the application is checkpointing itself that can
+        # fail; then all of it is done under the lock, where the application comes to rest.
+        if self._checkpoint() and self._move_pin():
+            self._checkpoint()
+        facts = None
+        if self._try_write_lock():
+            began = self._clock()
+            try:
+                if self._empty_log():
+                    facts = self.facts()
+            finally:
+                locks.unlock(self._database.shm_fd, locks.WAL_WRITE_BYTE)
+                self.lock_held_s.append(("rotate", self._clock() - began))
+            self.counters.rotations += 1
+        self.policy.on_rotated(self._clock(), facts)
+
+    def _empty_log(self) -> bool:
+        """Under the write lock: capture the rest, copy it into the file, pin on mark 0.
+
+        Returns False if somebody else's checkpoint did not end soon.
+        """
+        # Nobody can commit now. The first checkpoint is the proof of P11, still under the pin.
+        if not (self._reach_tip() and self._checkpoint_soon()):
+            return False
+        self.pin.release()
+        self._checkpoint()
+        self.engage()
+        return True

@@ -1,0 +1,20 @@
+"""Bytes to values and back: every format that basenet writes, and nothing else.
+
+This room is pure: no clock, no file, no socket, no chance, no log. Bytes become values here, once;
+above this room nobody slices bytes. Every decoder bounds a length before it trusts it, refuses
+unknown versions, kinds, flags, codecs and trailing bytes, and raises a typed error that names what
+is wrong. The offset tables stand in docs/formats/.
+
+========================  ==============================================================
+`wire.codec`              a bounded cursor over bytes
+`wire.compression`        zstd: one frame of a known size, or nothing
+`wire.signature`          Ed25519: sign and verify
+`wire.merkle`             leaf hashes, the state tree, the state root
+`wire.payload`            what a frame carries: COMMIT pages, CONFIG voters
+`wire.frame`              the frame record: head, payload, hash
+`wire.chain`              what may follow what: genesis, PARTIAL runs, page size
+`wire.certificate`        the CERT record: who voted for a frame
+`wire.segment`            LBN2: the one signed container of the archive
+`wire.pageset`            snapshots: manifest, index rows, parts
+========================  ==============================================================
+"""

@@ -1,0 +1,5 @@
+"""The demonstration behind ``make demo``: ``python cmd/basenet-demo``."""
+
+from basenet.testing.demo import main
+
+main()

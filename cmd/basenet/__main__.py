@@ -1,0 +1,5 @@
+"""The basenet command, from a checkout: ``python cmd/basenet``."""
+
+from basenet.cli.main import main
+
+main()

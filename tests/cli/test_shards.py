@@ -1,0 +1,61 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from basenet.cli.main import run
+from basenet.control.surface import ShardState
+from tests.fakes.served import served_in_thread
+from tests.fakes.surface import LINEAGE, FakeSurface, make_shard
+
+
+@pytest.fixture
+def surface() -> FakeSurface:
+    waiting = make_shard("new", state=ShardState.WAITING, lineage=None, db_pages=0, page_size=0)
+    return FakeSurface(make_shard("app"), waiting)
+
+
+def test_shards_are_listed_with_their_files(
+    surface: FakeSurface, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Id, state, size, lineage and path; what does not exist yet is a dash."""
+    with served_in_thread(surface, tmp_path):
+        assert run(["shards", "--data-dir", str(tmp_path)]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["SHARD", "STATE", "SIZE", "LINEAGE", "PATH"],
+        ["app", "capturing", "400", "KiB", LINEAGE, "/data/app.db"],
+        ["new", "waiting", "0", "B", "-", "/data/new.db"],
+    ]
+
+
+def test_json_lists_the_same(
+    surface: FakeSurface, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One document with exact sizes."""
+    with served_in_thread(surface, tmp_path):
+        assert run(["shards", "--json", "--data-dir", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["shards"] == [
+        {
+            "shard": "app",
+            "path": "/data/app.db",
+            "state": "capturing",
+            "lineage": LINEAGE,
+            "size_bytes": 409_600,
+        },
+        {
+            "shard": "new",
+            "path": "/data/new.db",
+            "state": "waiting",
+            "lineage": None,
+            "size_bytes": 0,
+        },
+    ]
+
+
+def test_a_node_without_shards_lists_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The headings alone, and no error."""
+    with served_in_thread(FakeSurface(), tmp_path):
+        assert run(["shards", "--data-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == ["SHARD", "STATE", "SIZE", "LINEAGE", "PATH"]

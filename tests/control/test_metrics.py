@@ -1,0 +1,232 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from basenet.control.histogram import Histogram
+from basenet.control.metrics import METRIC_NAMES, SHARDS_LABELLED_MAX, Exposition
+from basenet.control.surface import ShardState
+from tests.fakes.client import ask
+from tests.fakes.served import served
+from tests.fakes.surface import NOW_NS, FakeSurface, make_shard
+
+# Written out once more, from the documents and not from the code.
+FOLLOWED_NAMES = [
+    "base_shards",
+    "base_active_shards",
+    "base_wal_lag_bytes",
+    "base_hot_shards",
+    "base_lease_contentions",
+    "base_archive_lag_bytes",
+    "base_archive_failures_total",
+    "base_shard_backlog_drops_total",
+    "base_network_frames_submitted_total",
+    "base_network_frames_ingested_total",
+    "base_network_frames_finalized_total",
+    "base_network_frames_duplicate_total",
+    "base_network_frames_invalid_total",
+    "base_network_frames_rejected_shard_mismatch_total",
+    "base_network_frames_rejected_seq_gap_total",
+    "base_network_apply_errors_total",
+    "base_network_wal_hook_errors_total",
+    "base_network_wal_bytes_total",
+    "base_network_membership_size",
+]
+OWN_NAMES = [
+    "base_capture_lag_commits",
+    "base_unarchived_seconds",
+    "base_worst_case_loss_seconds",
+    "base_lock_held_seconds_bucket",
+    "base_lock_held_seconds_count",
+    "base_lock_held_seconds_sum",
+    "base_archive_last_timestamp_seconds",
+    "base_recovered_frames_total",
+    "base_capture_lapped_total",
+    "base_leases_lost_total",
+    "base_journal_bytes",
+]
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
+def scrape(surface: FakeSurface, accept: str = "") -> str:
+    return Exposition(surface.metrics).render(accept)[0].decode()
+
+
+def sample_names(text: str) -> set[str]:
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return {line.split("{")[0].split(" ")[0] for line in lines}
+
+
+def values_of(text: str, name: str) -> dict[tuple[tuple[str, str], ...], float]:
+    return {
+        tuple(sorted(sample.labels.items())): sample.value
+        for family in parse_text(text)
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def value_of(text: str, name: str, **labels: str) -> float:
+    return values_of(text, name)[tuple(sorted(labels.items()))]
+
+
+def full_surface(count: int = 1, **changes: Any) -> FakeSurface:
+    surface = FakeSurface(*(make_shard(f"shard-{i}", **changes) for i in range(count)))
+    held = Histogram()
+    held.observe(0.002)
+    surface.lock_held = {"checkpoint": held.get_sample()}
+    return surface
+
+
+async def test_a_scrape_shows_every_promised_name_literally(tmp_path: Path) -> None:
+    """Letter by letter, in both formats, and nothing gets a suffix that was not promised."""
+    async with served(full_surface(), tmp_path) as listeners:
+        for accept in ("", "text/plain;version=0.0.4", OPENMETRICS):
+            answer = await ask(listeners.address.port, "/metrics", headers={"accept": accept})
+            assert answer.status == 200
+            names = sample_names(answer.body.decode())
+            assert names >= {*FOLLOWED_NAMES, *OWN_NAMES}
+            assert not names & {"base_shards_total", "base_lease_contentions_total"}
+
+
+@pytest.mark.parametrize("count", [0, 1, SHARDS_LABELLED_MAX + 1])
+def test_only_declared_names_are_shown(count: int) -> None:
+    """`METRIC_NAMES` is what alert rules and dashboards are tested against."""
+    shown = {
+        name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum")
+        for name in sample_names(scrape(full_surface(count)))
+    }
+    assert shown <= METRIC_NAMES
+    if count:
+        assert shown == METRIC_NAMES
+
+
+async def test_the_scraper_chooses_the_format(tmp_path: Path) -> None:
+    """Text by default and when asked, OpenMetrics when asked, with its end mark."""
+    async with served(full_surface(), tmp_path) as listeners:
+        port = listeners.address.port
+        plain = await ask(port, "/metrics")
+        opened = await ask(port, "/metrics", headers={"accept": f"{OPENMETRICS},text/plain;q=0.1"})
+    assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert opened.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert opened.body.endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, SHARDS_LABELLED_MAX + 1])
+def test_both_formats_are_read_by_their_parsers(count: int) -> None:
+    """The strict parser of OpenMetrics takes ours, and both tell the same values."""
+    surface = full_surface(count)
+    text, opened = scrape(surface), scrape(surface, OPENMETRICS)
+    plain = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in parse_text(text)
+        for sample in family.samples
+    }
+    strict = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in parse_openmetrics(opened)  # type: ignore[no-untyped-call]  # (untyped there)
+        for sample in family.samples
+    }
+    assert plain == strict
+
+
+def test_each_name_has_its_true_type() -> None:
+    """The two counters without the suffix have none, or readers would append the suffix."""
+    lines = scrape(full_surface()).splitlines()
+    assert "# TYPE base_shards untyped" in lines
+    assert "# TYPE base_lease_contentions untyped" in lines
+    assert "# TYPE base_archive_failures_total counter" in lines
+    assert "# TYPE base_hot_shards gauge" in lines
+    assert "# TYPE base_lock_held_seconds histogram" in lines
+
+
+def test_values_are_those_of_the_status() -> None:
+    """Units are seconds and bytes, moments are seconds since 1970."""
+    surface = full_surface()
+    surface.shard_counters = {"lease_contentions": 4, "capture_lag_commits": 5}
+    text = scrape(surface)
+    shard = {"shard": "shard-0"}
+    assert value_of(text, "base_unarchived_seconds", **shard) == 0.35
+    assert value_of(text, "base_worst_case_loss_seconds", **shard) == 0.36
+    assert value_of(text, "base_archive_lag_bytes", **shard) == 8192
+    assert value_of(text, "base_capture_lag_commits", **shard) == 5
+    assert value_of(text, "base_lease_contentions", **shard) == 4
+    assert value_of(text, "base_capture_lapped_total", **shard) == 2
+    assert value_of(text, "base_recovered_frames_total", **shard) == 1
+    moment = value_of(text, "base_archive_last_timestamp_seconds", **shard)
+    assert moment == pytest.approx(NOW_NS / 1e9 - 0.4)
+    assert value_of(text, "base_shards") == 1
+    assert value_of(text, "base_journal_bytes") == 131_072
+    assert value_of(text, "base_hot_shards") == 1
+    assert value_of(text, "base_ready") == 1
+
+
+def test_a_shard_that_was_never_archived_has_no_such_moment() -> None:
+    """A zero would be 1970, and an alert."""
+    text = scrape(full_surface(last_archived_ns=None, last_restore_point_ns=None))
+    assert values_of(text, "base_archive_last_timestamp_seconds") == {}
+    assert values_of(text, "base_restore_point_timestamp_seconds") == {}
+
+
+def test_shards_are_counted_by_state() -> None:
+    """Every state is shown, also those with no shard, so that an alert has its zero."""
+    surface = FakeSurface(
+        make_shard("a"), make_shard("b", state=ShardState.STOPPED), make_shard("c")
+    )
+    text = scrape(surface)
+    assert value_of(text, "base_shards_by_state", state="capturing") == 2
+    assert value_of(text, "base_shards_by_state", state="stopped") == 1
+    assert value_of(text, "base_shards_by_state", state="refused") == 0
+    assert value_of(text, "base_active_shards") == 2
+
+
+def test_the_shard_label_ends_where_shards_are_many() -> None:
+    """199 shards have a sample each; 200 have one together."""
+    below = scrape(full_surface(SHARDS_LABELLED_MAX))
+    assert len(values_of(below, "base_archive_lag_bytes")) == SHARDS_LABELLED_MAX
+    above = scrape(full_surface(SHARDS_LABELLED_MAX + 1))
+    assert 'shard="' not in above
+    assert list(values_of(above, "base_archive_lag_bytes")) == [()]
+
+
+def test_many_shards_are_folded_by_what_their_metric_means() -> None:
+    """Amounts are added, of ages the worst is shown, of moments the oldest."""
+    surface = full_surface(SHARDS_LABELLED_MAX)
+    surface.shards.append(
+        make_shard("late", lag_ms=9_000.0, last_archived_ns=NOW_NS - 60_000_000_000)
+    )
+    text = scrape(surface)
+    assert value_of(text, "base_archive_lag_bytes") == 200 * 8192
+    assert value_of(text, "base_unarchived_seconds") == 9.0
+    oldest = value_of(text, "base_archive_last_timestamp_seconds")
+    assert oldest == pytest.approx(NOW_NS / 1e9 - 60)
+
+
+def test_a_lock_histogram_is_cumulative_and_has_its_reason() -> None:
+    """Prometheus wants each bucket to hold those below it, and a last one without a bound."""
+    surface = full_surface()
+    held = Histogram((0.01, 0.1))
+    for seconds in (0.001, 0.01, 0.05, 7.0):
+        held.observe(seconds)
+    surface.lock_held = {"rotate": held.get_sample()}
+    text = scrape(surface)
+    name = "base_lock_held_seconds"
+    assert value_of(text, f"{name}_bucket", reason="rotate", le="0.01") == 2
+    assert value_of(text, f"{name}_bucket", reason="rotate", le="0.1") == 3
+    assert value_of(text, f"{name}_bucket", reason="rotate", le="+Inf") == 4
+    assert value_of(text, f"{name}_count", reason="rotate") == 4
+    assert value_of(text, f"{name}_sum", reason="rotate") == pytest.approx(7.061)
+
+
+def test_nothing_is_registered_for_the_whole_process() -> None:
+    """The default registry belongs to whoever embeds us; two expositions do not meet."""
+    surface = full_surface()
+    first, second = Exposition(surface.metrics), Exposition(surface.metrics)
+    assert first.render("") == second.render("")
+    names = {metric.name for metric in REGISTRY.collect()}
+    assert not [name for name in names if name.startswith("base_")]

@@ -1,0 +1,162 @@
+"""`FakeSurface`: a daemon's answers without a daemon. Facts are set, waits are granted by hand."""
+
+from dataclasses import replace
+from typing import Any
+
+import trio
+
+from basenet.control.surface import (
+    HistogramSample,
+    Level,
+    Member,
+    NodeMetrics,
+    NodeStatus,
+    NotCaughtUp,
+    ShardMetrics,
+    ShardState,
+    ShardStatus,
+    WaitResult,
+)
+from basenet.errors import NotFoundError
+from basenet.units import Seq, ShardId
+
+NOW_NS = 1_795_000_000_000_000_000
+LINEAGE = "00112233445566778899aabbccddeeff"
+
+
+def make_shard(shard: str = "app", **changes: Any) -> ShardStatus:
+    """Return a shard that captures, with ten commits of which eight are archived."""
+    status = ShardStatus(
+        shard=ShardId(shard),
+        path=f"/data/{shard}.db",
+        state=ShardState.CAPTURING,
+        lineage=LINEAGE,
+        epoch=1,
+        captured_local=10,
+        captured_seq=11,
+        final_seq=11,
+        archived_seq=9,
+        lag_commits=2,
+        lag_bytes=8192,
+        lag_ms=350.0,
+        worst_case_loss_ms=360.0,
+        wal_bytes=123_456,
+        db_pages=100,
+        page_size=4096,
+        last_captured_ns=NOW_NS - 1_000_000,
+        last_archived_ns=NOW_NS - 400_000_000,
+        next_snapshot_ns=NOW_NS + 3_600_000_000_000,
+        last_snapshot_seq=1,
+        last_restore_point_ns=NOW_NS - 500_000_000,
+        archive="ok",
+        archive_epoch=3,
+        recovered=1,
+        lapped=2,
+        journal_bytes=65_536,
+    )
+    return replace(status, **changes)
+
+
+class FakeSurface:
+    """Answers from attributes that a test sets.
+
+    A wait is recorded in ``waits`` and granted at once when its seq is archived or final already;
+    else it ends with `grant`, with its time-out, or by being cancelled (``cancelled_waits``).
+    """
+
+    def __init__(self, *shards: ShardStatus) -> None:
+        self.shards = list(shards)
+        self.ready = True
+        self.reasons: tuple[str, ...] = ()
+        self.archive: str | None = "file:///archive"
+        self.network = "standalone"
+        self.health_error: Exception | None = None
+        self.health_hangs = False
+        self.metrics_error: Exception | None = None
+        self.lock_held: dict[str, HistogramSample] = {}
+        self.shard_counters: dict[str, Any] = {}
+        self.waits: list[tuple[str, int | None, Level, float]] = []
+        self.cancelled_waits = 0
+        self.wait_began = trio.Event()
+        self.wait_cancelled = trio.Event()
+        self._granted = trio.Event()
+
+    def node_status(self) -> NodeStatus:
+        return NodeStatus(
+            node_id="node-a",
+            version="0.1.0",
+            network=self.network,
+            role="validator",
+            members=(Member(node_id="node-a", role="validator", endpoint="127.0.0.1:8090"),),
+            shards=tuple(self.shards),
+            ready=self.ready,
+            reasons=self.reasons,
+            started_ns=NOW_NS - 60_000_000_000,
+            now_ns=NOW_NS,
+            uptime_s=60.0,
+            archive=self.archive,
+        )
+
+    def shard_status(self, shard: str) -> ShardStatus:
+        for status in self.shards:
+            if status.shard == shard:
+                return status
+        raise NotFoundError(f"there is no shard {shard!r} here: `basenet shards` lists them")
+
+    def metrics(self) -> NodeMetrics:
+        if self.metrics_error is not None:
+            raise self.metrics_error
+        return NodeMetrics(
+            now_ns=NOW_NS,
+            shards=tuple(
+                ShardMetrics(status=status, **self.shard_counters) for status in self.shards
+            ),
+            shards_opened=len(self.shards),
+            membership_size=1,
+            journal_bytes=131_072,
+            ready=self.ready,
+            lock_held=self.lock_held,
+        )
+
+    async def check_health(self) -> None:
+        if self.health_hangs:
+            await trio.sleep_forever()
+        if self.health_error is not None:
+            raise self.health_error
+
+    def grant(self) -> None:
+        """Let every wait that is pending end well."""
+        self._granted.set()
+
+    async def wait(self, shard: str, seq: Seq | None, level: Level, timeout_s: float) -> WaitResult:
+        status = self.shard_status(shard)
+        self.waits.append((shard, seq, level, timeout_s))
+        target = status.captured_seq if seq is None else seq
+        reached = status.archived_seq if level is Level.ARCHIVED else status.final_seq
+        if target > reached:
+            await self._wait_for_grant(shard, target, level, timeout_s)
+            status = self.shard_status(shard)
+        return WaitResult(
+            shard=status.shard,
+            seq=Seq(target),
+            lineage=LINEAGE,
+            level=level,
+            archived_seq=max(status.archived_seq, target),
+            final_seq=status.final_seq,
+        )
+
+    async def _wait_for_grant(
+        self, shard: str, target: int, level: Level, timeout_s: float
+    ) -> None:
+        self.wait_began.set()
+        try:
+            with trio.fail_after(timeout_s):
+                await self._granted.wait()
+        except trio.TooSlowError as error:
+            raise NotCaughtUp(
+                f"shard {shard} was not {level} up to {target} within {timeout_s:g} s"
+            ) from error
+        except trio.Cancelled:
+            self.cancelled_waits += 1
+            self.wait_cancelled.set()
+            raise

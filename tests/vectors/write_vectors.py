@@ -1,0 +1,357 @@
+"""Writes the golden bytes of every wire format, from fixed values and a fixed key.
+
+    python tests/vectors/write_vectors.py
+
+Each ``NAME.hex`` is one record or object in hexadecimal, 32 bytes a line. ``values.json`` says what
+each of them decodes to, for a reader in another language: bytes are in hexadecimal, and those
+longer than 64 are given as their length and SHA-256. ``trusted.keys`` names the key that signed.
+
+What is committed is the format: run this only for a *new* vector, and look at what it changed. The
+vectors named in `ZSTD` hold compressed bytes, which another release of zstd may choose differently;
+readers must read the committed ones, and writers need not write the same.
+"""
+
+import dataclasses
+import json
+import textwrap
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from basenet.keys.trust import format_public
+from basenet.units import (
+    ZERO_HASH,
+    Epoch,
+    FrameHash,
+    JournalId,
+    Lineage,
+    Seq,
+    ShardId,
+    StateRoot,
+    TimestampNs,
+    View,
+)
+from basenet.wire.certificate import Certificate, decode_certificate, encode_certificate
+from basenet.wire.frame import (
+    Flag,
+    Frame,
+    Head,
+    Kind,
+    decode_frame,
+    decode_head,
+    encode_frame,
+    encode_head,
+    genesis_prev_hash,
+    seal,
+)
+from basenet.wire.merkle import StateTree, leaf_hashes
+from basenet.wire.pageset import (
+    IndexRow,
+    PageSet,
+    Part,
+    decode_manifest,
+    encode_block,
+    encode_index,
+    encode_pageset,
+    part_node_hash,
+)
+from basenet.wire.payload import (
+    CommitPayload,
+    ConfigPayload,
+    Voter,
+    compute_members_hash,
+    decode_commit,
+    decode_config,
+    encode_commit,
+    encode_config,
+)
+from basenet.wire.segment import (
+    EpochRecord,
+    Role,
+    Segment,
+    TreeRecord,
+    decode_epoch,
+    decode_segment,
+    decode_tree,
+    encode_epoch,
+    encode_segment,
+    encode_tree,
+    service_hash,
+)
+from basenet.wire.signature import Signer
+
+HERE = Path(__file__).parent
+SIGNER = Signer(sha256(b"basenet test vectors").digest())
+TRUSTED = {SIGNER.public}
+SHARD, SERVICE, LINEAGE = ShardId("orders"), "shop", Lineage(bytes(range(16)))
+PAGE_SIZE, DB_PAGES = 512, 20
+START_NS = TimestampNs(1_790_000_000_000_000_000)
+# (page size, pages) of the golden state roots; the pages are those of `page_of`.
+ROOTS = [(0, 0), (4096, 1), (512, 17), (1024, 4097)]
+ZSTD = {"frame-commit-zstd", "page-set-inline", "page-set", "page-set-index", "page-set-part"}
+INLINE_BYTES_MAX = 64
+
+
+def page_of(pgno: int, page_size: int) -> bytes:
+    """Return the page whose byte i is (31 * pgno + i) mod 256."""
+    return bytes((31 * pgno + index) & 0xFF for index in range(page_size))
+
+
+def noise(length: int) -> bytes:
+    """Return bytes that nothing compresses: SHA256 of a counter (u32), end to end."""
+    blocks = (sha256(number.to_bytes(4, "big")).digest() for number in range(length // 32 + 1))
+    return b"".join(blocks)[:length]
+
+
+def tree_of(page_size: int, db_pages: int) -> StateTree:
+    """Return the state of a database of `page_of` pages."""
+    pages = b"".join(page_of(pgno, page_size) for pgno in range(1, db_pages + 1))
+    return StateTree(page_size, leaf_hashes(1, pages, page_size) if pages else b"")
+
+
+def build_frames() -> tuple[Frame, Frame, Frame]:
+    """Return a genesis, a raw COMMIT and a compressed COMMIT, in a chain."""
+    voter = Voter(node_id="db-0.example", key=SIGNER.public, journal_id=JournalId(b"j" * 16))
+    config = ConfigPayload(
+        lineage=LINEAGE,
+        parent=None,
+        voters=(voter,),
+        page_size=PAGE_SIZE,
+        members_hash=compute_members_hash([(voter.node_id, voter.key)]),
+    )
+    payload = encode_config(config)
+    root = tree_of(PAGE_SIZE, DB_PAGES).root()
+    genesis = seal_frame(1, payload, genesis_prev_hash(payload), root, kind=Kind.CONFIG)
+    raw = encode_commit(commit_of([3, 20], noise(1024)))
+    first = seal_frame(2, raw, genesis.head.hash, StateRoot(b"r" * 32))
+    small = encode_commit(commit_of([1], page_of(1, PAGE_SIZE)))
+    second = seal_frame(3, small, first.head.hash, StateRoot(b"s" * 32), flags=Flag.RECOVERED)
+    return genesis, first, second
+
+
+def commit_of(pgnos: list[int], pages: bytes) -> CommitPayload:
+    """Return a commit to the database of the vectors."""
+    return CommitPayload(
+        page_size=PAGE_SIZE,
+        db_pages=DB_PAGES,
+        commits=1,
+        pgnos=np.array(pgnos, dtype=np.uint32),
+        pages=pages,
+    )
+
+
+def seal_frame(
+    seq: int,
+    payload: bytes,
+    prev_hash: FrameHash,
+    state_root: StateRoot,
+    *,
+    kind: Kind = Kind.COMMIT,
+    flags: Flag = Flag.NONE,
+) -> Frame:
+    """Return a signed frame of the vectors' shard."""
+    return seal(
+        shard=SHARD,
+        seq=Seq(seq),
+        timestamp_ns=TimestampNs(START_NS + seq),
+        salt=bytes([seq]) * 16,
+        payload=payload,
+        kind=kind,
+        flags=flags,
+        epoch=Epoch(1),
+        view=View(0),
+        prev_hash=prev_hash,
+        state_root=state_root,
+        signer=SIGNER,
+    )
+
+
+def build_old_frame() -> bytes:
+    """Return a frame of version 1, which basenet reads and never writes."""
+    place, payload = (5).to_bytes(8, "big") + (4).to_bytes(8, "big"), b"rows of the followed system"
+    cksm = sha256(SHARD.encode() + place + b"o" * 16 + payload).digest()
+    time, length = START_NS.to_bytes(8, "big"), len(payload).to_bytes(4, "big")
+    front = b"\1" + len(SHARD).to_bytes(2, "big") + SHARD.encode()
+    return front + place + time + b"o" * 16 + length + payload + cksm
+
+
+def epoch_of(role: Role) -> bytes:
+    """Return the EPOCH record of an object with ``role``."""
+    return encode_epoch(
+        EpochRecord(
+            archive_epoch=2,
+            lineage=LINEAGE,
+            writer=SIGNER.public,
+            role=role,
+            service_hash=service_hash(SERVICE),
+        )
+    )
+
+
+def object_of(role: Role, start_seq: int, *records: bytes, count: int = 0) -> bytes:
+    """Return a signed object."""
+    return encode_segment(
+        shard=SHARD,
+        start_seq=Seq(start_seq),
+        count=count,
+        records=(epoch_of(role), *records),
+        signer=SIGNER,
+    )
+
+
+def certificate_of(head: Head) -> bytes:
+    """Return a CERT with two votes; their signatures are bytes that verify nothing."""
+    return encode_certificate(
+        Certificate(
+            phase=2,
+            epoch=head.epoch,
+            view=head.view,
+            height=head.seq,
+            hash=head.hash,
+            votes=tuple(
+                sorted((Signer(bytes([seed]) * 32).public, bytes([seed]) * 64) for seed in (1, 2))
+            ),
+        )
+    )
+
+
+def build_page_set(blocks: list[bytes]) -> tuple[PageSet, bytes]:
+    """Return the page set of the genesis's state over ``blocks``, and its index."""
+    tree = tree_of(PAGE_SIZE, DB_PAGES)
+    hashes = [bytes(tree.groups[at : at + 32]) for at in range(0, len(tree.groups), 32)]
+    index = encode_index(
+        [
+            IndexRow(stored_size=len(block), group_hash=digest)
+            for block, digest in zip(blocks, hashes, strict=True)
+        ]
+    )
+    part = Part(
+        first_group=0,
+        stored_len=sum(map(len, blocks)),
+        node_hash=part_node_hash(tree.groups, PAGE_SIZE),
+    )
+    pages = PageSet(
+        lineage=LINEAGE,
+        page_size=PAGE_SIZE,
+        db_pages=DB_PAGES,
+        from_seq=Seq(0),
+        to_seq=Seq(1),
+        from_root=StateRoot(ZERO_HASH),
+        to_root=tree.root(),
+        index_len=len(index),
+        index_hash=sha256(index).digest(),
+        parts=(part,),
+    )
+    return pages, index
+
+
+def build_vectors() -> dict[str, bytes]:
+    """Return every vector by its name."""
+    genesis, raw, small = build_frames()
+    pages = [page_of(pgno, PAGE_SIZE) for pgno in range(1, DB_PAGES + 1)]
+    blocks = [encode_block(b"".join(pages[:16])), encode_block(b"".join(pages[16:]))]
+    page_set, index = build_page_set(blocks)
+    part = b"".join(blocks)
+    inline = dataclasses.replace(page_set, inline=index + part)
+    head = encode_head(genesis.head)
+    tree = TreeRecord(groups=((0, b"g" * 32), (1, b"h" * 32)))
+    voted = certificate_of(raw.head)
+    frames = (encode_frame(genesis), encode_frame(raw))
+    return {
+        "frame-v1": build_old_frame(),
+        "frame-config-genesis": frames[0],
+        "frame-commit-raw": frames[1],
+        "frame-commit-zstd": encode_frame(small),
+        "head": encode_head(raw.head),
+        "cert": voted,
+        "epoch": epoch_of(Role.LOG),
+        "tree": encode_tree(tree),
+        "log": object_of(Role.LOG, 1, *frames, voted, encode_tree(tree), count=2),
+        "tip": object_of(Role.TIP, 2, encode_head(raw.head), voted),
+        "page-set-inline": object_of(Role.PAGE_SET, 1, head, encode_pageset(inline)),
+        "page-set": object_of(Role.PAGE_SET, 1, head, encode_pageset(page_set)),
+        "page-set-index": index,
+        "page-set-part": part,
+    }
+
+
+def decode_whole_frame(data: bytes) -> Any:
+    """Return a frame with its payload decoded, too."""
+    frame = decode_frame(data)
+    if not isinstance(frame, Frame):
+        return frame
+    decode = decode_config if frame.head.kind == Kind.CONFIG else decode_commit
+    return {"head": frame.head, "payload": decode(frame.payload)}
+
+
+def decode_object(data: bytes) -> Segment:
+    """Return a signed object."""
+    return decode_segment(data, trusted=TRUSTED)
+
+
+def decode_page_set(data: bytes) -> tuple[Head, PageSet]:
+    """Return what a manifest says."""
+    return decode_manifest(decode_object(data), "the vector")
+
+
+# The blobs of a page set are decoded with its manifest at hand; alone they are bytes.
+DECODERS: dict[str, Callable[[bytes], Any]] = {
+    "frame-v1": decode_whole_frame,
+    "frame-config-genesis": decode_whole_frame,
+    "frame-commit-raw": decode_whole_frame,
+    "frame-commit-zstd": decode_whole_frame,
+    "head": decode_head,
+    "cert": decode_certificate,
+    "epoch": decode_epoch,
+    "tree": decode_tree,
+    "log": decode_object,
+    "tip": decode_object,
+    "page-set-inline": decode_page_set,
+    "page-set": decode_page_set,
+    "page-set-index": bytes,
+    "page-set-part": bytes,
+}
+
+
+def describe(value: Any) -> Any:
+    """Return ``value`` as JSON shows it."""
+    if isinstance(value, Mapping):
+        return {key: describe(item) for key, item in value.items()}
+    if isinstance(value, tuple | list | np.ndarray):
+        return [describe(item) for item in value]
+    if isinstance(value, bytes | memoryview):
+        raw = bytes(value)
+        summary = {"bytes": len(raw), "sha256": sha256(raw).hexdigest()}
+        return raw.hex() if len(raw) <= INLINE_BYTES_MAX else summary
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return describe({"type": type(value).__name__, **fields})
+    return int(value) if isinstance(value, int | np.integer) else value
+
+
+def describe_all(vectors: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return what ``values.json`` holds."""
+    roots = [
+        {"page_size": size, "db_pages": count, "state_root": tree_of(size, count).root().hex()}
+        for size, count in ROOTS
+    ]
+    decoded = {name: describe(DECODERS[name](data)) for name, data in vectors.items()}
+    return {"state_roots": roots, **decoded}
+
+
+def main() -> None:
+    """Write all files beside this one."""
+    vectors = build_vectors()
+    for name, data in vectors.items():
+        lines = textwrap.wrap(data.hex(), 64)
+        (HERE / f"{name}.hex").write_text("\n".join(lines) + "\n")
+    values = json.dumps(describe_all(vectors), indent=1)
+    (HERE / "values.json").write_text(values + "\n")
+    (HERE / "trusted.keys").write_text(f"{format_public(SIGNER.public)} test vectors\n")
+
+
+if __name__ == "__main__":
+    main()
