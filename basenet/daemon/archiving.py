@@ -22,6 +22,7 @@ import trio
 from basenet.archive.backlog import Backlog
 from basenet.archive.lease import Holder, Lease
 from basenet.archive.names import ShardNames
+from basenet.archive.probe import probe
 from basenet.archive.publish import Publisher
 from basenet.archive.seal import Seal
 from basenet.archive.tip import TipWriter
@@ -34,6 +35,7 @@ from basenet.daemon.upkeep import SnapshotHistory, Upkeep
 from basenet.errors import BasenetError
 from basenet.journal.records import ShardRecord
 from basenet.units import MIB, Lineage, Seq, ShardId, TimestampNs
+from basenet.wire.payload import decode_config
 
 log = structlog.get_logger()
 
@@ -79,7 +81,8 @@ class Archiver:
         self.upkeep: Upkeep | None = None
         self.snapshots = SnapshotHistory()
         self.restore_point_ns: int | None = None
-        self.broken_seq: int | None = None
+        self.broken_seq: Seq | None = None
+        self.dropped = 0
 
     def next_snapshot_ns(self) -> int | None:
         """Return when the next snapshot is due by time."""
@@ -90,6 +93,7 @@ class Archiver:
     def on_lineage(self, record: ShardRecord) -> None:
         """Take in that the shard goes on from ``record``; frames of it may be unknown here."""
         before, self._record = self._record, record
+        self.broken_seq = record.broken_seq
         self.snapshots = SnapshotHistory(seq=record.snapshot_seq, at_ns=record.snapshot_ns)
         is_known = before is not None and before.lineage == record.lineage
         if self.uploader is not None and (not is_known or record.tip.seq > self._tip_seq):
@@ -114,6 +118,21 @@ class Archiver:
             self.uploader.append_stored(frame.head, frame.size)
         else:
             self.uploader.append(frame.head, frame.record)
+
+    @property
+    def has_genesis(self) -> bool:
+        """Whether the first frame of the present lineage is archived."""
+        record = self._record
+        if record is None:
+            return False
+        parent = decode_config(record.config).parent
+        return self._shard.progress.archived_seq > (parent[1] if parent else 0)
+
+    def on_dropped(self, seq: Seq) -> int:
+        """Take in that the journal dropped the frames up to ``seq``; return how many waited."""
+        self.broken_seq = seq
+        self.dropped += seq - max(self._shard.progress.archived_seq, 0)
+        return self.uploader.skip(seq) if self.uploader is not None else 0
 
     def facts(self) -> ArchiveFacts | None:
         """Return where the archive stands; None while nothing is being shipped."""
@@ -152,6 +171,9 @@ class Archiver:
     async def _archive_lineage(self) -> None:
         record = self._record
         assert record is not None, "an archive is told of a lineage before it begins"
+        assert self._node.store is not None, "without a store there is no archive"
+        async with self._node.probe_lock:
+            await probe(self._node.store, self._node.config.data_dir)
         uploader, publisher = await self._build(record)
         self.error = None
         self.upkeep = Upkeep(
@@ -176,7 +198,8 @@ class Archiver:
             ),
         )
         self._collected = []
-        archived_seq = self._shard.progress.archived_seq
+        # What the journal dropped at its cap never comes: the archive goes on behind the gap.
+        archived_seq = Seq(max(self._shard.progress.archived_seq, self.broken_seq or 0))
         sizes = await self._node.journalist.read(
             lambda journal: journal.frame_sizes(self._shard.shard, archived_seq)
         )

@@ -25,6 +25,7 @@ from basenet.daemon.chain import Author
 from basenet.daemon.child import PASSED_ON, Child
 from basenet.daemon.facts import Facts
 from basenet.daemon.journalist import Journalist
+from basenet.daemon.keeper import Keeper
 from basenet.daemon.node import Node
 from basenet.daemon.supervisor import DESCRIPTORS_PER_SHARD, Supervisor
 from basenet.daemon.waker import Waker
@@ -127,7 +128,8 @@ class _Service:
         self._listeners = listeners
         self._environment = environment
         self._supervisor = Supervisor(node)
-        self._facts = Facts(node, self._supervisor)
+        self._keeper = Keeper(node, self._supervisor)
+        self._facts = Facts(node, self._supervisor, self._keeper)
         self._stop = trio.Event()
         self._child: Child | None = None
         self._exit_code = 0
@@ -156,6 +158,7 @@ class _Service:
     ) -> None:
         async with trio.open_nursery() as shards:
             shards.start_soon(self._supervisor.run, shards)
+            shards.start_soon(self._keeper.run)
             serving.start_soon(self._serve_http, http_stop)
             gc.freeze()
             if command is not None:

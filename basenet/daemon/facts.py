@@ -18,6 +18,7 @@ from basenet.control.surface import (
     ShardStatus,
     WaitResult,
 )
+from basenet.daemon.keeper import Keeper
 from basenet.daemon.node import Node
 from basenet.daemon.shard import Shard
 from basenet.daemon.supervisor import Supervisor
@@ -35,9 +36,10 @@ _NS_PER_MS: Final = 1_000_000
 class Facts:
     """A node's facts; satisfies `Surface`."""
 
-    def __init__(self, node: Node, supervisor: Supervisor) -> None:
+    def __init__(self, node: Node, supervisor: Supervisor, keeper: Keeper) -> None:
         self._node = node
         self._supervisor = supervisor
+        self._keeper = keeper
         self._started_ns = time.time_ns()
         self._lock_held: dict[str, Histogram] = {}
         self.is_stopping = False
@@ -162,7 +164,7 @@ class Facts:
             shards=shards,
             shards_opened=self._supervisor.opened,
             membership_size=1,
-            journal_bytes=sum(shard.status.journal_bytes for shard in shards),
+            journal_bytes=self._keeper.journal_bytes,
             ready=not self._reasons([shard.status for shard in shards]),
             lock_held={name: held.get_sample() for name, held in self._lock_held.items()},
         )
@@ -183,7 +185,7 @@ class Facts:
             wal_bytes_captured=totals["wal_bytes"],
             capture_errors=totals["capture_errors"],
             archive_failures=(archive.failures if archive else 0) + totals["archive_failures"],
-            backlog_drops=totals["backlog_drops"],
+            backlog_drops=shard.archiver.dropped,
             lease_contentions=totals["lease_contentions"],
             leases_lost=totals["leases_lost"],
         )

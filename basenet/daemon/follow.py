@@ -153,11 +153,7 @@ class Follower:
     async def _wait(self, seconds_max: float | None) -> None:
         """Return when there may be something to do; a look costs one read of 48 bytes."""
         deadline = trio.current_time() + (float("inf") if seconds_max is None else seconds_max)
-        while not (
-            self.capture.has_news()
-            or self._should_stop.is_set()
-            or self._lookers
-        ):
+        while not (self.capture.has_news() or self._should_stop.is_set() or self._lookers):
             left = deadline - trio.current_time()
             if left <= 0:
                 return

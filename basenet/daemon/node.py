@@ -30,6 +30,8 @@ class Node:
     waker: Waker
     store: Store | None
     trusted: frozenset[PublicKeyBytes]
+    # One shard asks the store whether it keeps conditions; the others find the answer.
+    probe_lock: trio.Lock = field(default_factory=trio.Lock)
     capture_limiter: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(_CAPTURE_THREADS_MAX)
     )

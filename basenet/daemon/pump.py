@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import trio
 
 from basenet.daemon.framer import Framer
@@ -41,6 +43,10 @@ _FRAMES_MAX: Final = 64
 _BUSY_PAUSE_S: Final = 0.005
 
 
+OnCaptured = Callable[[npt.NDArray[np.uint32], int, int], None]
+"""Told of the pages, the size in pages and the page size of everything captured."""
+
+
 class Pump:
     """Frames, stores and finalises what one shard's capture delivers."""
 
@@ -55,6 +61,9 @@ class Pump:
     ) -> None:
         self.framer = framer
         self.waiting = Waiting(self._notify)
+        # Held while the chain's tip moves, by whoever needs it to stand still.
+        self.chain_lock = trio.Lock()
+        self.on_captured: OnCaptured | None = None
         self.submitted = 0
         self.finalized = 0
         self._journalist = journalist
@@ -83,7 +92,8 @@ class Pump:
 
     async def drained(self) -> None:
         """Return when everything that was captured before this call is final."""
-        await trio.lowlevel.checkpoint()  # let a notification that is under way arrive
+        if not self.waiting.is_empty:
+            self._set_busy()  # its notification may still be under way
         await self._idle.wait()
 
     async def run(self) -> None:
@@ -104,7 +114,11 @@ class Pump:
     async def push(self, captured: Sequence[Captured]) -> None:
         """Frame, store and finalise ``captured``."""
         pieces = coalesce(captured, is_run_open=self.framer.replica.state.is_run_open)
-        batch = await trio.to_thread.run_sync(self.framer.frame, pieces, limiter=self._limiter)
+        async with self.chain_lock:
+            if self.on_captured is not None:
+                for piece in pieces:
+                    self.on_captured(piece.pgnos, piece.db_pages, piece.page_size)
+            batch = await trio.to_thread.run_sync(self.framer.frame, pieces, limiter=self._limiter)
         self.submitted += len(batch.frames)
         self._unfinal += [_final_frame(row) for row in batch.frames]
         await self._journalist.persist(batch, self._sync_wal)

@@ -37,6 +37,7 @@ from basenet.daemon.framer import Framer
 from basenet.daemon.node import Node
 from basenet.daemon.progress import Progress
 from basenet.daemon.pump import FinalFrame
+from basenet.daemon.scrubbing import scrub_forever
 from basenet.daemon.session import Session
 from basenet.errors import (
     BasenetError,
@@ -94,6 +95,7 @@ class Shard:
         self._detached: DetachedState | None = None
         self._behind: Behind | None = None
         self._may_give_back = True
+        self._is_reborn = False
 
     # What others ask of a shard
 
@@ -138,6 +140,12 @@ class Shard:
     def become_child_of(self, parent: Parent) -> None:
         """Give birth to a child lineage: the archive's history is not this journal's."""
         self.wants_child_of = parent
+        self._session_scope.cancel()
+        self._doorbell.ring()
+
+    def be_born_again(self) -> None:
+        """Begin a new lineage over the file: nothing of the present one is in the archive."""
+        self._is_reborn = True
         self._session_scope.cancel()
         self._doorbell.ring()
 
@@ -224,7 +232,7 @@ class Shard:
                 on_final=self._on_final,
             )
             self._set_capturing()
-            self._detached = await self.session.run(differs_from=flag)
+            self._detached = await self._run_session(self.session, flag)
             self._settle_detached(database)
         finally:
             if self.session is not None:
@@ -233,6 +241,15 @@ class Shard:
             self.session = None
             with trio.CancelScope(shield=True):
                 await self._in_thread(capture.close)
+
+    async def _run_session(
+        self, session: Session, flag: CaptureFlag | None
+    ) -> DetachedState | None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scrub_forever, self._node, self.shard, session)
+            detached = await session.run(differs_from=flag)
+            nursery.cancel_scope.cancel()
+        return detached
 
     def _set_capturing(self) -> None:
         self.state = ShardState.CAPTURING
@@ -273,7 +290,8 @@ class Shard:
         """Return the chain to go on with, and how what the file has beyond it is to be flagged."""
         parent, self.wants_child_of = self.wants_child_of, None
         loaded = await self._node.journalist.perform(self._load)
-        if loaded is None or parent is not None:
+        is_reborn, self._is_reborn = self._is_reborn, False
+        if loaded is None or parent is not None or is_reborn:
             await self._give_birth(database, capture, parent)
             loaded = await self._node.journalist.perform(self._load)
             assert loaded is not None, "a lineage was born and is not in the journal"

@@ -12,8 +12,8 @@ from typing import Final
 import structlog
 import trio
 
-from basenet.archive.pageset import Progress, draft_snapshot
 from basenet.archive.publish import Published, Publisher
+from basenet.archive.snapshot import Snapshots
 from basenet.daemon.host import Host
 from basenet.daemon.node import Node
 from basenet.daemon.snapshots import SnapshotReader
@@ -52,7 +52,7 @@ class Upkeep:
         self.reader: SnapshotReader | None = None
         self._node = node
         self._shard = shard
-        self._publisher = publisher
+        self.snapshots = Snapshots(publisher=publisher, folder=node.config.data_dir)
         self._history = history
         self._log = log.bind(shard=shard.shard)
 
@@ -93,17 +93,8 @@ class Upkeep:
         """Take a snapshot now and return what was stored."""
         self.reader = SnapshotReader(self._node, self._shard)
         started_s = trio.current_time()
-        progress = Progress()
         try:
-            draft = await draft_snapshot(
-                self.reader, folder=self._node.config.data_dir, progress=progress
-            )
-            try:
-                published = await self._publisher.publish(
-                    draft, progress=progress, before_manifest=self._wait_archived
-                )
-            finally:
-                draft.close()
+            published = await self.snapshots.take(self.reader, before_manifest=self._wait_archived)
         finally:
             self.reader = None
         await self._remember(published)

@@ -53,6 +53,11 @@ class Waiting:
         return self._bytes < WAITING_BYTES_MAX
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return not self._items
+
+    @property
     def commits(self) -> int:
         """How many captured commits wait."""
         with self._room:

@@ -13,11 +13,13 @@ The chain is kept by three rules:
 1. seq grows by exactly 1, and prev_hash is the hash of the frame before; the first frame of a
    lineage is its genesis, a CONFIG, whose prev_hash binds it to its own content.
 2. A PARTIAL run is one unit: nothing becomes final inside it, and only frames of the same run
-   may follow a PARTIAL.
+   may follow a PARTIAL: COMMITs whose other flags are the same.
 3. Every captured commit has a local number; the ranges of successive frames are contiguous, so
-   a commit is in exactly one frame (Q14).
+   a commit is in exactly one frame (Q14). A PARTIAL has none, its run's last frame has them all;
+   otherwise a frame without a commit says by a flag what it is.
 
-A refused event raises before anything has changed.
+Readers of the chain check the same and more (`wire.chain`). Here a broken rule is our own bug and
+fails an assertion, before anything has changed.
 """
 
 from typing import assert_never
@@ -52,6 +54,7 @@ class Replica:
                 assert_never(event)
 
     def _on_lineage_born(self, event: LineageBorn) -> list[Effect]:
+        """Begin a lineage with its genesis, by which the parent's seq counts as final."""
         state = self.state
         parent_seq = event.config.parent[1] if event.config.parent else 0
         keys = [voter.key for voter in event.config.voters]
@@ -76,16 +79,16 @@ class Replica:
         state.stored = dict.fromkeys(keys, Seq(parent_seq))
         state.final_seq = Seq(parent_seq)
         state.tip = frame.head
-        state.is_run_open = False
         state.unfinal.append(frame.head)
         first = LocalNumber(state.local_last + 1)
         return [Persist(frame=frame, local_first=first, local_last=state.local_last)]
 
     def _on_frame_captured(self, event: FrameCaptured) -> list[Effect]:
+        """Seal what was captured onto the tip."""
         state = self.state
         assert state.tip is not None, "a frame before the genesis"
-        assert event.local_first == state.local_last + 1, "a commit captured twice or not at all"
-        assert event.local_last >= state.local_last, "local numbers moved backwards"
+        _check_numbers(event, state.local_last)
+        _check_run(event.flags, state.tip.flags)
         frame = seal(
             shard=state.shard,
             seq=Seq(state.tip.seq + 1),
@@ -101,19 +104,19 @@ class Replica:
             signer=self._signer,
         )
         state.tip = frame.head
-        state.is_run_open = bool(event.flags & Flag.PARTIAL)
         state.local_last = event.local_last
         state.unfinal.append(frame.head)
         return [Persist(frame=frame, local_first=event.local_first, local_last=event.local_last)]
 
     def _on_stored(self, event: Stored) -> list[Effect]:
-        state = self.state
-        mine = state.stored[self._signer.public]
-        # Reports may overtake one another, so an older one is no news.
-        if event.seq <= mine:
-            return []
+        """Count this node's vote for everything up to ``event.seq``."""
+        state, me = self.state, self._signer.public
+        assert me in state.stored, "a vote of a node that is no voter"
         assert event.seq <= state.tip_seq, "stored what was never sealed"
-        state.stored[self._signer.public] = event.seq
+        # Reports may overtake one another, so an older one is no news.
+        if event.seq <= state.stored[me]:
+            return []
+        state.stored[me] = event.seq
         return self._finalize(quorum.finalized_seq(state.stored))
 
     def _finalize(self, held_seq: Seq) -> list[Effect]:
@@ -122,9 +125,27 @@ class Replica:
         held = [head for head in state.unfinal if head.seq <= held_seq]
         while held and held[-1].flags & Flag.PARTIAL:
             held.pop()
+        if not held:
+            return []
+        assert held[0].seq == state.final_seq + 1, "finality skipped a frame"
         for _ in held:
             state.unfinal.popleft()
-        if held:
-            assert held[0].seq == state.final_seq + 1, "finality skipped a frame"
-            state.final_seq = held[-1].seq
+        state.final_seq = held[-1].seq
         return [Finalize(head=head) for head in held]
+
+
+def _check_numbers(event: FrameCaptured, local_last: LocalNumber) -> None:
+    """Assert that the frame's commits are the next ones, and where they must be."""
+    count = event.local_last - event.local_first + 1
+    assert event.local_first == local_last + 1, "a commit captured twice or not at all"
+    assert count >= 0, "local numbers moved backwards"
+    if event.flags & Flag.PARTIAL:
+        assert count == 0, "a commit that ends inside its own run"
+    else:
+        assert count > 0 or event.flags, "a frame without a commit, and no flag says why"
+
+
+def _check_run(flags: Flag, before: Flag) -> None:
+    """Assert that a frame with ``flags`` may follow one with the flags ``before``."""
+    if before & Flag.PARTIAL:
+        assert flags | Flag.PARTIAL == before, "a frame of something else inside a PARTIAL run"

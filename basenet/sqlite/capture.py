@@ -31,6 +31,7 @@ from basenet.sqlite.changes import changes_of, pieces_of
 from basenet.sqlite.pages import PageView, cursor_at
 from basenet.sqlite.policy import CapturePolicy, PinPolicy
 from basenet.sqlite.recover import Scan, diff, scan
+from basenet.sqlite.resume import Resumption, find_place
 from basenet.sqlite.rotation import Rotation
 from basenet.sqlite.tail import Gap, HugeTransaction, LogReader, News, growth
 from basenet.sqlite.walformat import frame_bytes
@@ -354,6 +355,22 @@ class Capture:
         raise UnavailableError(
             f"{self.database.path} is busy: no read transaction can be opened now; trying again."
         )
+
+    def resume(self, cursor: Cursor | None, detached: DetachedState | None = None) -> Resumption:
+        """Pin the log and go on where an earlier life stopped, if that can be proven.
+
+        ``cursor``, ``detached``: what the journal has, None for none. If the outcome needs a scan
+        no place is set: call `recover`, or `adopt` for a file never seen before. Raises
+        `UnavailableError`.
+        """
+        self.pin()
+        index = self.database.read_index()
+        if index is None:
+            raise UnavailableError(f"{self.database.path}-shm is being changed; trying again.")
+        found = find_place(self.database, index, cursor, detached)
+        if found.place is not None:
+            self.restart_at(found.place)
+        return found
 
     def adopt(self) -> Scan:
         """Hash a database that is new to us and go on from there; raises as `recover`."""

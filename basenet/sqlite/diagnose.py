@@ -91,9 +91,11 @@ def diagnose_database(path: Path) -> list[Finding]:
     """
     real = Path(os.path.realpath(path))
     findings = list(_check_directory(real))
-    found = list(_check_file(real))
-    findings += found
-    if any(finding.level is not Level.OK for finding in found):
+    if not real.parent.is_dir():
+        return findings
+    file = _check_file(real)
+    findings.append(file)
+    if file.level is not Level.OK:
         return findings
     with ExitStack() as stack:
         try:
@@ -229,7 +231,7 @@ def _check_filesystem(path: Path) -> Iterator[Finding]:
         )
     else:
         yield ok("filesystem", f"{path} lies on {where}")
-    if facts.free_bytes < _FREE_BYTES_MIN and facts.kind != "unknown":
+    if facts.free_bytes < _FREE_BYTES_MIN:
         yield warn(
             "free space",
             f"{facts.free_bytes // MIB} MiB are free on {where}",
@@ -237,39 +239,39 @@ def _check_filesystem(path: Path) -> Iterator[Finding]:
         )
 
 
-def _check_file(path: Path) -> Iterator[Finding]:
+def _check_file(path: Path) -> Finding:
     try:
         facts = path.stat()
     except FileNotFoundError:
-        yield warn(
+        return warn(
             "file",
             f"{path} does not exist yet",
             "basenet waits for it; correct the path if it should be there",
         )
-        return
     except OSError as error:
-        yield _unreadable(path, error)
-        return
+        return _unreadable(path, error)
     if not stat.S_ISREG(facts.st_mode):
-        yield fail("file", f"{path} is not a file", "name the database file itself")
-    elif facts.st_size == 0:
-        yield warn(
+        return fail("file", f"{path} is not a file", "name the database file itself")
+    if facts.st_size == 0:
+        return warn(
             "file",
             f"{path} is empty, not a database yet",
             "basenet waits for the application's first table",
         )
-    elif not os.access(path, os.R_OK | os.W_OK):
-        yield fail(
+    if not os.access(path, os.R_OK | os.W_OK):
+        return fail(
             "file",
             f"this user may not read and write {path}, and SQLite's readers must lock it",
             "run basenet as the user that the application runs as",
         )
-    else:
-        yield ok("file", f"{path} has {facts.st_size} bytes")
-    if facts.st_nlink > 1:
+    return ok("file", f"{path} has {facts.st_size} bytes")
+
+
+def _check_links(files: _Files) -> Iterator[Finding]:
+    if files.facts.st_nlink > 1:
         yield warn(
             "links",
-            f"{path} has {facts.st_nlink} names, and SQLite keeps a -wal beside each",
+            f"{files.path} has {files.facts.st_nlink} names, and SQLite keeps a -wal beside each",
             "remove the other hard links: two names in use damage the database",
         )
 
@@ -556,6 +558,7 @@ def _check_owner(files: _Files) -> Iterator[Finding]:
 
 
 _CHECKS: Final[tuple[Callable[[_Files], Iterator[Finding]], ...]] = (
+    _check_links,
     _check_holders,
     _check_mode,
     _check_journal,

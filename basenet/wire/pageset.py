@@ -14,8 +14,9 @@ and PAGESET::
 
 The *index* has one row per group, `stored_size u32 | group hash[32]` in group order, so the slice
 of any group is at a fixed offset. A *part* is the zstd blocks of up to `units.part_groups` groups,
-end to end, and nothing else; it is named by the node hash above its groups (``name_len`` 0), so
-an unchanged part is stored once for all snapshots.
+end to end, and nothing else. Its object is named by the SHA-256 of its bytes (``name_len`` 32), so
+an unchanged part is stored once for all snapshots; by the node hash above its groups (0) or at
+random (16, for encrypted parts) where that is said.
 
 Trust flows from the manifest's signature: it fixes the index by hash and the state root by HEAD;
 the index's group hashes must give that root; a block must give its group hash. Sizes are not in
@@ -38,6 +39,7 @@ from basenet.units import (
     GROUP_PAGES,
     HASH_BYTES,
     LINEAGE_BYTES,
+    LOCK_BYTE_OFFSET,
     ZERO_HASH,
     Lineage,
     Seq,
@@ -288,7 +290,10 @@ def decode_manifest(segment: Segment, what: str) -> tuple[Head, PageSet]:
 
 
 def encode_block(pages: bytes | memoryview) -> bytes:
-    """Compress the raw pages of one group into its block."""
+    """Compress the raw pages of one group into its block.
+
+    They stand as their hash speaks of them: bytes 18 and 19 of page 1 are 2, the lock page zeros.
+    """
     return compress(pages, level=BLOCK_ZSTD_LEVEL)
 
 
@@ -304,6 +309,12 @@ def decode_block(
     leaves = leaf_hashes(first_page + 1, pages, page_size)
     if group_hash(leaves) != expected:
         raise reader.fail("its pages are not the ones that were signed")
+    # What the hashes leave out must not smuggle bytes into a restored file.
+    if group == 0 and pages[18:20] != b"\x02\x02":
+        raise reader.fail("bytes 18 and 19 of page 1 are not 2")
+    # The lock page is the first of its group for every page size.
+    if first_page * page_size == LOCK_BYTE_OFFSET and any(pages[:page_size]):
+        raise reader.fail("its lock page is not zeros")
     return pages, leaves
 
 

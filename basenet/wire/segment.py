@@ -256,17 +256,18 @@ def check_identity(
         raise SegmentCorrupt(
             f"{what} has no EPOCH record, so nothing says what it was written for."
         )
+    is_service = epoch.service_hash == service_hash(service)
     facts = {
         "shard": (segment.shard, shard),
-        "service": (epoch.service_hash.hex(), service_hash(service).hex()),
+        "service": (service if is_service else "by its hash", service),
         "lineage": (epoch.lineage.hex(), lineage.hex()),
         "role": (epoch.role.name, role.name),
     }
     for name, (found, expected) in facts.items():
         if found != expected:
             raise SegmentCorrupt(
-                f"{what} was signed for {name} {found}, not {expected}: it lies under a name that "
-                "is not its own."
+                f"{what} was signed for another {name} ({found}) than {expected}: it lies under a "
+                "name that is not its own."
             )
     return epoch
 

@@ -131,7 +131,7 @@ def test_a_rollback_database_in_use_is_left_alone(tmp_path: Path) -> None:
         assert "in use" in refusal(path, UnavailableError)
         application.run("rows.close(); c.execute('commit')")
         application.sql("begin", "insert into t values(2)")
-        assert "rollback journal" in refusal(path, UnavailableError)
+        assert "in use" in refusal(path, UnavailableError)
         application.sql("commit")
         assert application.sql("select count(*) from t") == [[2]]
         attach(path).close()
@@ -153,7 +153,8 @@ def test_a_hot_rollback_journal_is_left_to_the_application(tmp_path: Path) -> No
 def test_an_exclusive_application_is_waited_for(path: Path) -> None:
     """locking_mode=EXCLUSIVE locks the whole file."""
     with Application(path) as application:
-        application.sql("pragma locking_mode=exclusive", "insert into t values(1)")
+        application.sql("select * from t", "pragma locking_mode=exclusive")
+        application.sql("insert into t values(1)")
         assert "locking_mode=EXCLUSIVE" in refusal(path, UnavailableError)
         application.sql("pragma locking_mode=normal", "select * from t")
         attach(path).close()
@@ -250,6 +251,7 @@ def test_detaching_waits_while_somebody_is_there(path: Path, database: Database)
     """An open connection, or a commit that was not captured: None, and still attached."""
     before = read_header_bytes(database.shm_fd)
     with Application(path) as application:
+        application.sql("select * from t")
         assert database.detach(before) is None
         application.sql("insert into t values(1)")
     assert database.detach(before) is None

@@ -3,6 +3,7 @@
 import json
 import runpy
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from basenet.wire.frame import (
     encode_frame,
     encode_head,
 )
+from basenet.wire.merkle import normalised_first_page
 from basenet.wire.pageset import (
     check_groups,
     decode_block,
@@ -159,7 +161,10 @@ def test_the_page_set_gives_its_pages(
         raw += decode_block(
             block, group=group, page_size=512, db_pages=20, expected=row.group_hash
         )[0]
-    assert raw == b"".join(program["page_of"](pgno, 512) for pgno in range(1, 21))
+    expected = b"".join(program["page_of"](pgno, 512) for pgno in range(1, 21))
+    assert raw == normalised_first_page(expected)
+    named = sha256(part).hexdigest() if name == "page-set" else pages.parts[0].node_hash.hex()
+    assert pages.parts[0].file_name == f"{named}.pg"
     genesis = decode_frame(read("frame-config-genesis"))
     assert isinstance(genesis, Frame)
     assert head == genesis.head

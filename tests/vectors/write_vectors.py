@@ -47,7 +47,7 @@ from basenet.wire.frame import (
     genesis_prev_hash,
     seal,
 )
-from basenet.wire.merkle import StateTree, leaf_hashes
+from basenet.wire.merkle import StateTree, leaf_hashes, normalised_first_page
 from basenet.wire.pageset import (
     IndexRow,
     PageSet,
@@ -252,10 +252,13 @@ def build_vectors() -> dict[str, bytes]:
     """Return every vector by its name."""
     genesis, raw, small = build_frames()
     pages = [page_of(pgno, PAGE_SIZE) for pgno in range(1, DB_PAGES + 1)]
+    pages[0] = normalised_first_page(pages[0])
     blocks = [encode_block(b"".join(pages[:16])), encode_block(b"".join(pages[16:]))]
     page_set, index = build_page_set(blocks)
     part = b"".join(blocks)
     inline = dataclasses.replace(page_set, inline=index + part)
+    named_part = dataclasses.replace(page_set.parts[0], name=sha256(part).digest())
+    named = dataclasses.replace(page_set, parts=(named_part,))
     head = encode_head(genesis.head)
     tree = TreeRecord(groups=((0, b"g" * 32), (1, b"h" * 32)))
     voted = certificate_of(raw.head)
@@ -272,7 +275,7 @@ def build_vectors() -> dict[str, bytes]:
         "log": object_of(Role.LOG, 1, *frames, voted, encode_tree(tree), count=2),
         "tip": object_of(Role.TIP, 2, encode_head(raw.head), voted),
         "page-set-inline": object_of(Role.PAGE_SET, 1, head, encode_pageset(inline)),
-        "page-set": object_of(Role.PAGE_SET, 1, head, encode_pageset(page_set)),
+        "page-set": object_of(Role.PAGE_SET, 1, head, encode_pageset(named)),
         "page-set-index": index,
         "page-set-part": part,
     }

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from basenet.errors import PageSetCorrupt
 from basenet.units import ZERO_HASH, Lineage, Seq, ShardId, StateRoot, part_groups
 from basenet.wire.frame import Frame, encode_head
-from basenet.wire.merkle import StateTree, leaf_hashes
+from basenet.wire.merkle import StateTree, group_hash, leaf_hashes, normalised_first_page
 from basenet.wire.pageset import (
     IndexRow,
     PageSet,
@@ -57,6 +57,8 @@ class Snapshot:
             )
             for first in range(0, db_pages, 16)
         ]
+        if self.groups:
+            self.groups[0] = normalised_first_page(self.groups[0])
         leaves = [
             leaf_hashes(number * 16 + 1, pages, page_size)
             for number, pages in enumerate(self.groups)
@@ -140,7 +142,7 @@ def test_a_page_set_comes_back_and_gives_its_pages(
 
 
 def test_a_part_is_named_by_its_content_or_at_random() -> None:
-    """Its node hash, or the random name of an encrypted part."""
+    """SHA-256 of its bytes, its node hash, or the random name of an encrypted part."""
     part = Part(first_group=0, stored_len=9, node_hash=b"\xab" * 32)
     assert part.file_name == "ab" * 32 + ".pg"
     assert replace(part, name=b"\xcd" * 16).file_name == "cd" * 16 + ".pg"
@@ -312,6 +314,41 @@ def test_a_block_of_another_group_is_refused(snapshot: Snapshot) -> None:
         same.block(1)
     with pytest.raises(PageSetCorrupt, match="content size"):
         snapshot.block(1, snapshot.blocks[0])
+
+
+@pytest.mark.parametrize("place", [18, 19])
+def test_bytes_that_no_hash_covers_are_refused_in_page_1(snapshot: Snapshot, place: int) -> None:
+    """Byte 18 of 3 would make a restored file read-only."""
+    pages = bytearray(snapshot.groups[0])
+    pages[place] = 3
+    with pytest.raises(PageSetCorrupt, match="bytes 18 and 19 of page 1 are not 2"):
+        snapshot.block(0, encode_block(bytes(pages)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 16])
+def test_bytes_that_no_hash_covers_are_refused_in_the_lock_page(count: int) -> None:
+    """At 64 KiB it is the first page of group 1,024; elsewhere nothing is special."""
+    size, group = 65536, 1024
+    expected = group_hash(leaf_hashes(group * 16 + 1, bytes(count * size), size))
+    facts: dict[str, Any] = {"page_size": size, "db_pages": group * 16 + count}
+    clean = encode_block(bytes(count * size))
+    assert decode_block(clean, group=group, expected=expected, **facts)[0] == bytes(count * size)
+    for place in (0, 18, size - 1):
+        pages = bytearray(count * size)
+        pages[place] = 1
+        with pytest.raises(PageSetCorrupt, match="lock page is not zeros"):
+            decode_block(encode_block(bytes(pages)), group=group, expected=expected, **facts)
+
+
+def test_a_database_that_ends_before_the_lock_page_has_none() -> None:
+    """The group before it may hold anything."""
+    size, group = 1024, 65536
+    facts: dict[str, Any] = {"page_size": size, "db_pages": group * 16}
+    pages = b"x" * size * 16
+    expected = group_hash(leaf_hashes((group - 1) * 16 + 1, pages, size))
+    assert (
+        decode_block(encode_block(pages), group=group - 1, expected=expected, **facts)[0] == pages
+    )
 
 
 @settings(max_examples=25, deadline=None)

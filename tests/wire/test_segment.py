@@ -436,5 +436,5 @@ def test_a_signed_object_under_another_name_is_refused(
         "role": Role.TIP,
     }
     assert check_identity(segment, **facts, what="object x") == segment.epoch
-    with pytest.raises(SegmentCorrupt, match=f"object x was signed for {field} "):
+    with pytest.raises(SegmentCorrupt, match=f"object x was signed for another {field} "):
         check_identity(segment, **facts | {field: value}, what="object x")

@@ -1,0 +1,90 @@
+"""The journal's cap: what happens when the archive is away for longer than the disk is large.
+
+Frames wait in the journal until they are archived. At `BASE_JOURNAL_MAX_BYTES` the oldest frames of
+the shard that holds most of them go, so that the application's disk is not filled by us (P27). The
+archive of that shard then has a gap: it is marked broken up to the last dropped frame, the metric
+says so loudly, and when the archive answers again a snapshot above the gap mends it. What was
+dropped are restore points; the database itself, and everything after the snapshot, is archived.
+"""
+
+from typing import Final
+
+import structlog
+import trio
+
+from basenet.daemon.node import Node
+from basenet.daemon.shard import Shard
+from basenet.daemon.supervisor import Supervisor
+from basenet.units import Seq
+
+log = structlog.get_logger()
+
+_LOOK_S: Final = 1.0
+# Dropping a little at each commit would cost a transaction each time.
+_TARGET_SHARE: Final = 0.9
+
+
+class Keeper:
+    """Keeps the journal below its cap."""
+
+    def __init__(self, node: Node, supervisor: Supervisor) -> None:
+        self._node = node
+        self._supervisor = supervisor
+        self.journal_bytes = 0
+
+    async def run(self) -> None:
+        """Look every second, for ever."""
+        limit = self._node.config.journal_bytes_max
+        while True:
+            self.journal_bytes = await self._node.journalist.read(
+                lambda journal: journal.count_bytes()
+            )
+            if self.journal_bytes > limit:
+                await self._drop(self.journal_bytes - int(limit * _TARGET_SHARE))
+            await trio.sleep(_LOOK_S)
+
+    async def _drop(self, bytes_wanted: int) -> None:
+        """Drop the oldest frames of the shard that holds most."""
+        shards = list(self._supervisor.shards.values())
+        largest = max(shards, key=_waiting_bytes, default=None)
+        if largest is None:
+            return
+        sizes = await self._node.journalist.read(
+            lambda journal: journal.frame_sizes(largest.shard, 0)
+        )
+        # The newest frame stays: a restart goes on from it.
+        dropped_to, freed = Seq(0), 0
+        for seq, size in sizes[:-1]:
+            if freed >= bytes_wanted:
+                break
+            dropped_to, freed = seq, freed + size
+        if dropped_to:
+            await self._drop_to(largest, dropped_to)
+
+    async def _drop_to(self, shard: Shard, seq: Seq) -> None:
+        is_gap = seq > shard.progress.archived_seq
+        if is_gap and not shard.archiver.has_genesis:
+            # Nothing of this lineage ever reached the archive: begin anew instead of with a gap.
+            log.error("journal_full", shard=shard.shard, hint="the archive was never reached")
+            shard.be_born_again()
+            return
+        await self._node.journalist.perform(
+            lambda journal: journal.drop_below(shard.shard, seq + 1)
+        )
+        if not is_gap:
+            return
+        await self._node.journalist.perform(lambda journal: journal.set_broken(shard.shard, seq))
+        count = shard.archiver.on_dropped(seq)
+        log.error(
+            "journal_full",
+            shard=shard.shard,
+            dropped_to_seq=seq,
+            frames=count,
+            hint="these commits lost their own restore points; raise BASE_JOURNAL_MAX_BYTES or "
+            "mend the archive, which gets a snapshot when it answers",
+        )
+
+
+def _waiting_bytes(shard: Shard) -> int:
+    facts = shard.archiver.facts()
+    return facts.lag_bytes if facts is not None else 0
