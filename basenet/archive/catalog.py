@@ -69,16 +69,12 @@ class Catalog:
     lease: Entry | None
     old_logs: tuple[Entry, ...]
     unknown: tuple[Entry, ...]
+    entries: tuple[Entry, ...]
 
     @property
     def shard(self) -> ShardId:
         """The shard."""
         return self.names.shard
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing of this shard can be restored, ever."""
-        return not self.lineages and self.tip is None
 
     def items(self, lineage: Lineage) -> LineageItems:
         """Return the objects of ``lineage``; empty when there are none."""
@@ -121,6 +117,7 @@ def _index_of(name: SetName) -> SetName:
 
 def make_catalog(names: ShardNames, entries: Iterable[Entry]) -> Catalog:
     """Return the catalog of the objects ``entries``, which all lie below ``names.prefix``."""
+    entries = tuple(entries)
     drafts: defaultdict[Lineage, _Draft] = defaultdict(_Draft)
     tip = lease = None
     old_logs, unknown = [], []
@@ -150,6 +147,7 @@ def make_catalog(names: ShardNames, entries: Iterable[Entry]) -> Catalog:
         lease=lease,
         old_logs=tuple(old_logs),
         unknown=tuple(unknown),
+        entries=entries,
     )
 
 

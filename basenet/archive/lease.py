@@ -52,6 +52,8 @@ LEASE_TTL_SECONDS: Final = 30
 STORE_CLOCK_MARGIN_SECONDS: Final = 2
 POLL_SECONDS: Final = 3.0
 UNCONDITIONAL_WAIT_SECONDS: Final = 2.0
+# LEASE is not signed, and an epoch must leave room for its successors in 8 bytes.
+ARCHIVE_EPOCH_MAX: Final = 2**62
 
 
 class LeaseHeld(ConflictError):  # noqa: N818  (the field's word; the kind is in the base)
@@ -127,7 +129,7 @@ def decode_lease(data: bytes, name: str) -> LeaseBody:
         )
     except (ValueError, TypeError) as error:
         raise _unreadable(name) from error
-    if not is_typed or body.archive_epoch < 0:
+    if not is_typed or not 0 <= body.archive_epoch < ARCHIVE_EPOCH_MAX:
         raise _unreadable(name)
     return body
 

@@ -28,7 +28,7 @@ from basenet.archive.facts import LogFacts, SetFacts, TipFacts
 from basenet.archive.lineage import Reach, find_leaf, make_line
 from basenet.archive.names import ShardNames
 from basenet.archive.port import Entry
-from basenet.archive.stretch import Span, Stretch, find_gap, resolve
+from basenet.archive.stretch import Span, Stretch, find_doubtful, find_gap, resolve
 from basenet.archive.trust import (
     Genesis,
     Standing,
@@ -265,7 +265,8 @@ class _Planner:
             for item in self._catalog.items(reach.lineage).logs
             if item.log.end >= first and item.log.start <= last
         ]
-        stretch = resolve(items, self._facts_of)
+        self._facts_of(find_doubtful(items))
+        stretch = resolve(items, self._book.logs)
         spans = [
             replace(span, first=Seq(max(span.first, first)), last=Seq(min(span.last, last)))
             for span in stretch.spans

@@ -17,7 +17,13 @@ from hashlib import sha256
 from basenet.archive.facts import SetFacts, naming
 from basenet.errors import PageSetCorrupt
 from basenet.units import GROUP_PAGES, HASH_BYTES
-from basenet.wire.pageset import PageSet, check_groups, decode_block, decode_index
+from basenet.wire.pageset import (
+    PageSet,
+    check_groups,
+    decode_block,
+    decode_index,
+    encode_index,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +80,11 @@ class SetReader:
                 )
                 start += row.stored_size
                 yield Block(first_pgno=group * GROUP_PAGES + 1, pages=pages, leaves=leaves)
+
+    def get_layout(self, number: int) -> bytes:
+        """Return a hash of what the index says of part ``number``: the same for the same part."""
+        rows = [self._rows[group] for group in self._pages.part_groups_of(number)]
+        return sha256(encode_index(rows)).digest()
 
     def _check_part(self, number: int, data: bytes | memoryview) -> None:
         part = self._pages.parts[number]

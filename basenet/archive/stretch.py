@@ -19,15 +19,13 @@ beside the next one. Only then are the objects opened, all of them from the firs
     used       1 .. 40  41..50 51..70           orphaned: 51 .. 60 and 61 .. 90 of epoch 1
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from basenet.archive.catalog import LogItem
 from basenet.archive.facts import LogFacts
 from basenet.errors import ConflictError
 from basenet.units import Seq
-
-FindFacts = Callable[[Sequence[LogItem]], Sequence[LogFacts]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,22 +45,26 @@ class Stretch:
     orphans: tuple[Span, ...] = ()
 
 
-def resolve(items: Sequence[LogItem], find_facts: FindFacts) -> Stretch:
+def find_doubtful(items: Sequence[LogItem]) -> list[LogItem]:
+    """Return the log objects, of one lineage by start, that must be opened to resolve them all."""
+    overlap = _find_overlap(items)
+    return [] if overlap is None else [item for item in items if item.log.end >= overlap]
+
+
+def resolve(items: Sequence[LogItem], facts: Mapping[str, LogFacts]) -> Stretch:
     """Return who speaks for which frames of ``items``, log objects of one lineage by start.
 
-    ``find_facts`` is asked only when objects overlap. Raises `ConflictError` for two histories.
+    ``facts``: by name, of those that `find_doubtful` returns. Raises `ConflictError` for two
+    histories.
     """
-    overlap = _find_overlap(items)
-    if overlap is None:
-        return Stretch(spans=tuple(_whole(item) for item in items))
-    clear = [item for item in items if item.log.end < overlap]
-    doubtful = [item for item in items if item.log.end >= overlap]
-    facts = dict(zip(doubtful, find_facts(doubtful), strict=True))
-    usable, orphans = _cut_by_epoch(facts)
-    _refuse_two_histories(usable, facts)
+    doubtful = {item: facts[item.name] for item in find_doubtful(items)}
+    usable, orphans = _cut_by_epoch(doubtful)
+    _refuse_two_histories(usable, doubtful)
     laid = _lay(usable)
-    orphans = [orphan for orphan in orphans if not _is_copy(orphan, laid, facts)]
-    return Stretch(spans=(*map(_whole, clear), *laid), orphans=tuple(orphans))
+    return Stretch(
+        spans=(*(_whole(item) for item in items if item not in doubtful), *laid),
+        orphans=tuple(orphan for orphan in orphans if not _is_copy(orphan, laid, doubtful)),
+    )
 
 
 def find_gap(spans: Sequence[Span], first: int, last: int) -> tuple[Seq, Seq] | None:

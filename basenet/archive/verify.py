@@ -22,51 +22,28 @@ The lease is neither signed nor needed, and not judged. Objects that vanish whil
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-import trio
-
-from basenet.archive.catalog import Catalog, LineageItems, LogItem, SetItem, make_catalog
-from basenet.archive.facts import (
-    LogFacts,
-    SetFacts,
-    TipFacts,
-    make_log_facts,
-    open_log,
-    open_set,
-    open_tip,
-    sign_of,
-)
-from basenet.archive.fetch import Fetcher, Request
+from basenet.archive.catalog import Catalog, LineageItems, make_catalog
+from basenet.archive.facts import TipFacts, make_log_facts, naming, open_log, open_tip
+from basenet.archive.fetch import Fetcher
+from basenet.archive.findings import Inspection, Meter, OnProgress, Problem
+from basenet.archive.inspector import LineageInspector
 from basenet.archive.lineage import find_leaves
-from basenet.archive.names import LOG_FOLDER_SEQS, ShardNames
+from basenet.archive.names import LOG_FOLDER_SEQS, SetName, ShardNames
 from basenet.archive.plan import find_genesis, list_lineages
-from basenet.archive.port import Entry, Store, StoreNotFound
+from basenet.archive.port import Entry, Store
 from basenet.archive.replay import check_tip_trust
-from basenet.archive.setreader import SetReader
-from basenet.archive.stretch import Span, Stretch, resolve
-from basenet.archive.trust import Genesis, Standing, begin, check_author, check_signer
+from basenet.archive.trust import Genesis, begin
 from basenet.archive.walk import Moment, RestorableRange, Walk
-from basenet.errors import BasenetError, ConflictError, CorruptionError, SegmentCorrupt
-from basenet.units import HASH_BYTES, Lineage, PublicKeyBytes, Seq, ShardId, is_shard_id
-from basenet.wire.segment import Segment, TreeRecord
+from basenet.errors import CorruptionError
+from basenet.units import Lineage, PublicKeyBytes, Seq, ShardId, is_shard_id
 
 RETENTION_SECONDS: Final = 7 * 24 * 3600.0
 ATTEMPTS: Final = 2
 _NS_PER_SECOND: Final = 1_000_000_000
-
-OnProgress = Callable[[int, int], None]
-"""Called with the bytes verified so far and the bytes of all objects."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """An object that is damaged, missing (then perhaps with a star) or not what it should be."""
-
-    object: str
-    sentence: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,32 +89,36 @@ async def verify(
 ) -> VerifyReport:
     """Verify all shards of the archive, or those of ``service``, or the one ``shard``.
 
-    Raises `UnavailableError` when the store does not answer; what is wrong with the archive is in
-    the report.
+    ``retention_seconds`` is the writer's, ``now_ns`` the present by default. Raises
+    `UnavailableError` when the store does not answer; what is wrong with the archive is in the
+    report.
     """
     started = time.monotonic()
-    fetcher = fetcher or Fetcher(store)
     shards, strangers = await _list_all(store, service, shard)
     total = sum(entry.size for entries in shards.values() for entry in entries)
-    meter = _Meter(total, on_progress)
-    horizon_ns = (time.time_ns() if now_ns is None else now_ns) - int(
-        retention_seconds * _NS_PER_SECOND
-    )
+    meter = Meter(total, on_progress)
+    now_ns = time.time_ns() if now_ns is None else now_ns
     reports = []
     for names, entries in shards.items():
-        catalog = make_catalog(names, entries)
         for attempt in range(1, ATTEMPTS + 1):
-            verifier = _ShardVerifier(fetcher, catalog, trusted, horizon_ns, meter)
-            report = await verifier.run()
-            if not verifier.has_lost_objects or attempt == ATTEMPTS:
+            inspection = Inspection(
+                names=names,
+                fetcher=fetcher or Fetcher(store),
+                trusted=trusted,
+                horizon_ns=now_ns - int(retention_seconds * _NS_PER_SECOND),
+                meter=meter,
+            )
+            listed = entries
+            if attempt > 1:
+                listed = [entry async for entry in store.list(names.prefix)]
+            report = await _ShardVerifier(inspection, make_catalog(names, listed)).run()
+            if not inspection.has_lost_objects:
                 break
-            catalog = make_catalog(names, [entry async for entry in store.list(names.prefix)])
         reports.append(report)
-    notes = [f"{entry.name} is no object of basenet" for entry in strangers]
     return VerifyReport(
         url=store.url,
         shards=tuple(reports),
-        notes=tuple(notes),
+        notes=tuple(f"{entry.name} is no object of basenet" for entry in strangers),
         seconds=time.monotonic() - started,
     )
 
@@ -146,10 +127,9 @@ async def _list_all(
     store: Store, service: str | None, shard: ShardId | None
 ) -> tuple[dict[ShardNames, list[Entry]], list[Entry]]:
     """Return all objects by shard, and those that lie in no shard's folder."""
-    prefix = "" if service is None else f"{service}/"
     shards: dict[ShardNames, list[Entry]] = {}
     strangers = []
-    async for entry in store.list(prefix):
+    async for entry in store.list("" if service is None else f"{service}/"):
         folders = entry.name.split("/")
         if len(folders) < 3 or not is_shard_id(folders[1]):  # noqa: PLR2004  (service, shard, rest)
             strangers.append(entry)
@@ -160,15 +140,198 @@ async def _list_all(
     return shards, strangers
 
 
-class _Meter:
-    """Counts bytes and tells who wants to know."""
+class _ShardVerifier:
+    """One pass over one shard."""
 
-    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
-        self._total = total
-        self._done = 0
-        self._on_progress = on_progress
+    def __init__(self, inspection: Inspection, catalog: Catalog) -> None:
+        self._inspection = inspection
+        self._catalog = catalog
+        self._names = catalog.names
+        self._walks: dict[Lineage, Walk] = {}
+        self._ends: dict[Lineage, Seq] = {}
 
-    def add(self, size: int) -> None:
-        self._done += size
-        if self._on_progress is not None:
-            self._on_progress(min(self._done, self._total), self._total)
+    async def run(self) -> ShardReport:
+        geneses = {
+            lineage: await self._read_genesis(self._catalog.items(lineage))
+            for lineage in list_lineages(self._catalog)
+        }
+        tip = await self._read_tip()
+        # A parent begins before its child, so it is walked before.
+        order = sorted(geneses, key=lambda lineage: _get_first_seq(geneses[lineage]))
+        for lineage in order:
+            await self._inspect(lineage, geneses, tip)
+        if tip is not None:
+            self._check_tip(tip)
+        await self._check_stray_indexes(tip)
+        self._take_notes(geneses)
+        return self._make_report(order)
+
+    def _make_report(self, order: Sequence[Lineage]) -> ShardReport:
+        sizes = [entry.size for entry in self._catalog.entries]
+        return ShardReport(
+            service=self._names.service,
+            shard=self._names.shard,
+            problems=self._inspection.problems,
+            notes=tuple(self._inspection.notes),
+            ranges=tuple(found for lineage in order for found in self._walks[lineage].ranges),
+            lineages=tuple(order),
+            objects=len(sizes),
+            stored_bytes=sum(sizes),
+            frames=sum(walk.frame_count for walk in self._walks.values()),
+        )
+
+    # Where lineages begin, and how far the shard reaches.
+
+    async def _read_genesis(self, items: LineageItems) -> Genesis | None:
+        missing = f"{self._names.lineage(items.lineage)}log/*"
+        if not items.logs:
+            self._inspection.report(missing, "the genesis is missing, and all of the log with it")
+            return None
+        item = items.logs[0]
+        data = await self._inspection.get(item.name)
+        if data is None:
+            return None
+        try:
+            segment = open_log(data, item.name, item.log, self._names)
+        except CorruptionError:
+            return None  # it is read again in its turn, and reported then
+        try:
+            with naming(item.name):
+                genesis = find_genesis(make_log_facts(segment, item.name, item.log))
+        except CorruptionError as error:
+            self._inspection.report(item.name, str(error))
+            return None
+        if genesis is None:
+            self._inspection.report(
+                missing,
+                f"the genesis is missing: the log begins with frame {item.log.start}, and nothing "
+                "says whom it continues",
+            )
+        return genesis
+
+    async def _read_tip(self) -> TipFacts | None:
+        if self._catalog.tip is None:
+            self._inspection.notes.append(
+                "there is no TIP, so objects deleted from the end would not be missed"
+            )
+            return None
+        data = await self._inspection.get(self._names.tip)
+        self._inspection.meter.add(self._catalog.tip.size)
+        if data is None:
+            return None
+        try:
+            return open_tip(data, self._names)
+        except CorruptionError as error:
+            self._inspection.report(self._names.tip, str(error))
+            return None
+
+    # The lineages.
+
+    async def _inspect(
+        self, lineage: Lineage, geneses: Mapping[Lineage, Genesis | None], tip: TipFacts | None
+    ) -> None:
+        items, genesis = self._catalog.items(lineage), geneses[lineage]
+        walk = Walk(
+            lineage,
+            begin(self._inspection.trusted),
+            self._inspection.report,
+            watched=_list_parent_seqs(geneses, lineage),
+            noted=tip.head.seq if tip is not None and tip.lineage == lineage else None,
+        )
+        self._walks[lineage] = walk
+        if genesis is not None:
+            walk.begin(genesis, items.logs[0].name, self._find_parent(genesis))
+            first_seq = genesis.head.seq
+        else:
+            first_seq = items.logs[0].log.start if items.logs else items.sets[0].set.to_seq
+        inspector = LineageInspector(self._inspection, items, walk, first_seq)
+        await inspector.run()
+        self._ends[lineage] = inspector.end
+
+    def _find_parent(self, genesis: Genesis) -> Moment | None:
+        parent = genesis.config.parent
+        if parent is None or parent[0] not in self._walks:
+            return None
+        return self._walks[parent[0]].moments.get(parent[1])
+
+    # What concerns the shard as a whole.
+
+    def _check_tip(self, tip: TipFacts) -> None:
+        name, seq = self._names.tip, tip.head.seq
+        walk, end = self._walks.get(tip.lineage), self._ends.get(tip.lineage)
+        if walk is None or end is None:
+            self._inspection.report(
+                f"{self._names.lineage(tip.lineage)}*",
+                f"lineage {tip.lineage.hex()}, which the TIP names, is missing",
+            )
+            return
+        try:
+            check_tip_trust(walk.standing, tip.signed, tip.head)
+        except CorruptionError as error:
+            self._inspection.report(name, str(error))
+        if end < seq:
+            folder = f"{self._names.lineage(tip.lineage)}log/{(end + 1) // LOG_FOLDER_SEQS:016d}"
+            self._inspection.report(
+                f"{folder}/{end + 1:020d}-*",
+                f"frames {end + 1}..{seq} are missing: the TIP proves that they were archived",
+            )
+        elif walk.noted_hash not in (None, tip.head.hash):
+            self._inspection.report(name, f"it names another frame {seq} than the log holds")
+
+    async def _check_stray_indexes(self, tip: TipFacts | None) -> None:
+        """Report indexes whose manifest is gone, unless a snapshot is just being written."""
+        for items in self._catalog.lineages.values():
+            newest = max([item.set.to_seq for item in items.sets], default=0)
+            if tip is not None and tip.lineage == items.lineage:
+                newest = max(newest, tip.head.seq)
+            for index in items.stray_indexes:
+                manifest = f"{index.name.removesuffix('.idx')}.lbn"
+                parsed = self._names.parse(index.name)
+                assert isinstance(parsed, SetName), "the catalog parsed it as an index"
+                if parsed.to_seq < newest:
+                    self._inspection.report(
+                        manifest, "the manifest is missing: its index lies there without it"
+                    )
+                else:
+                    self._inspection.notes.append(
+                        f"{index.name} has no manifest yet: a snapshot is being written"
+                    )
+
+    def _take_notes(self, geneses: Mapping[Lineage, Genesis | None]) -> None:
+        notes, catalog = self._inspection.notes, self._catalog
+        leaves = find_leaves(geneses)
+        if len(leaves) > 1:
+            named = ", ".join(leaf.hex() for leaf in leaves)
+            notes.append(f"{len(leaves)} histories that nobody continues: {named}; restore asks")
+        for genesis in geneses.values():
+            parent = genesis.config.parent if genesis is not None else None
+            if genesis is not None and parent is not None:
+                end = self._ends.get(parent[0])
+                if end is not None and end > parent[1]:
+                    notes.append(
+                        f"frames {parent[1] + 1}..{end} of lineage {parent[0].hex()} are "
+                        f"abandoned: {genesis.config.lineage.hex()} went on from {parent[1]}"
+                    )
+        if catalog.lease is not None:
+            notes.append(f"{catalog.lease.name} is neither signed nor needed, and not judged")
+        if catalog.old_logs:
+            notes.append(
+                f"{len(catalog.old_logs)} log objects are of the layout before chain and "
+                f"signature, and not judged: {catalog.old_logs[0].name} ..."
+            )
+        notes += [f"{entry.name} is no object of basenet" for entry in catalog.unknown]
+
+
+def _get_first_seq(genesis: Genesis | None) -> int:
+    return 0 if genesis is None else genesis.head.seq
+
+
+def _list_parent_seqs(geneses: Mapping[Lineage, Genesis | None], lineage: Lineage) -> list[int]:
+    """Return the seqs at which other lineages went on from ``lineage``."""
+    return [
+        genesis.config.parent[1]
+        for genesis in geneses.values()
+        if genesis is not None
+        and genesis.config.parent is not None
+        and genesis.config.parent[0] == lineage
+    ]

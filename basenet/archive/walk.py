@@ -27,7 +27,7 @@ from basenet.archive.plan import enter_lineage, is_born_empty
 from basenet.archive.replay import check_descent
 from basenet.archive.trust import Genesis, Standing, change, check_author, check_signer
 from basenet.errors import ChainBroken, CorruptionError
-from basenet.units import HASH_BYTES, Lineage, Seq, TimestampNs
+from basenet.units import HASH_BYTES, FrameHash, Lineage, Seq, TimestampNs
 from basenet.wire.frame import Flag, Frame, Head, Kind, check_link
 from basenet.wire.merkle import StateTree, leaf_hash
 from basenet.wire.payload import CommitPayload, decode_commit
@@ -69,12 +69,14 @@ class Walk:
         report: Report,
         *,
         watched: Sequence[int] = (),
+        noted: int | None = None,
     ) -> None:
-        """``watched``: the seqs whose `Moment` is kept, in `moments`."""
+        """``watched``: seqs whose `Moment` is kept; ``noted``: a seq whose hash is kept."""
         self._lineage = lineage
         self._standing = standing
         self._report = report
         self._watched = frozenset(watched)
+        self._noted = noted
         self._head: Head | None = None
         self._tree: StateTree | None = None
         self._is_restorable = False
@@ -83,6 +85,7 @@ class Walk:
         self._run_hashes: list[bytes] = []
         self._range: RestorableRange | None = None
         self.moments: dict[int, Moment] = {}
+        self.noted_hash: FrameHash | None = None
         self.ranges: list[RestorableRange] = []
         self.frame_count = 0
 
@@ -145,6 +148,8 @@ class Walk:
         """Take the state of a page set that was verified and fits the frame it stands at."""
         if self._tree is None:
             self._head = facts.head
+            if facts.head.seq == self._noted:
+                self.noted_hash = facts.head.hash
             self._tree = StateTree(facts.pages.page_size, leaves)
             self._run, self._run_hashes = [], []
         self._is_restorable = True
@@ -178,6 +183,8 @@ class Walk:
             self.frame_count += 1
             if self._tree is not None and self._is_restorable and not self._run:
                 self._extend_range(frame.head)
+            if frame.head.seq == self._noted:
+                self.noted_hash = frame.head.hash
             if frame.head.seq in self._watched:
                 self._keep_moment(frame.head)
 

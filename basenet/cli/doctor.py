@@ -288,7 +288,20 @@ def _check_archive(config: Config, environment: Mapping[str, str]) -> list[Findi
         store = open_store(config.archive.url, environment=chosen)
     except BasenetError as error:
         return [*findings, fail("archive", str(error), "correct BASE_ARCHIVE")]
-    return findings + trio.run(partial(_try_store, store))
+    is_new = config.archive.scheme is ArchiveScheme.FILE and not config.archive.directory.exists()
+    findings += trio.run(partial(_try_store, store))
+    if is_new:
+        # A misspelt path must not become a directory by being looked at.
+        with suppress(OSError):
+            config.archive.directory.rmdir()
+        findings.append(
+            warn(
+                "archive",
+                f"{config.archive.url} does not exist yet",
+                "correct BASE_ARCHIVE if it should; basenet makes it at the first start",
+            )
+        )
+    return findings
 
 
 def _check_archive_place(config: Config) -> Iterator[Finding]:
@@ -371,8 +384,8 @@ async def _compare_clocks(store: Store) -> Finding:
         return warn(
             "clock",
             f"this machine's clock and the store's differ by {skew_seconds:.0f} s",
-            "run a time service (chrony, systemd-timesyncd): restores by time go by this clock, and "
-            "S3 refuses requests beyond 15 minutes",
+            "run a time service (chrony, systemd-timesyncd): restores by time go by this clock, "
+            "and S3 refuses requests beyond 15 minutes",
         )
     return ok("clock", "this machine's clock agrees with the store's")
 

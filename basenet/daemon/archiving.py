@@ -14,19 +14,30 @@ before the uploader existed, it reads back from the journal.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import structlog
 import trio
 
 from basenet.archive.backlog import Backlog
+from basenet.archive.continuation import (
+    Child,
+    Continuation,
+    Refuse,
+    Resume,
+    decide_continuation,
+)
 from basenet.archive.lease import Holder, Lease
 from basenet.archive.names import ShardNames
+from basenet.archive.port import Store
 from basenet.archive.probe import probe
 from basenet.archive.publish import Publisher
 from basenet.archive.seal import Seal
 from basenet.archive.tip import TipWriter
 from basenet.archive.uploader import ArchiveFacts, Uploader, UploadSettings
+from basenet.daemon.chain import Parent
+from basenet.daemon.compare import make_parent, read_journal_facts
 from basenet.daemon.failures import only_error
 from basenet.daemon.host import Host
 from basenet.daemon.node import Node
@@ -43,6 +54,7 @@ log = structlog.get_logger()
 KEPT_BYTES: Final = 16 * MIB
 _RETRY_S: Final = 5.0
 _CLOSE_S: Final = 20.0
+_BIRTH_S: Final = 10.0
 # Without an archive a final frame has done its work; dropping them one by one would cost a
 # transaction each.
 _DISCARD_EVERY_S: Final = 5.0
@@ -80,7 +92,6 @@ class Archiver:
         self._collected: list[FinalFrame] = []
         self.upkeep: Upkeep | None = None
         self.snapshots = SnapshotHistory()
-        self.restore_point_ns: int | None = None
         self.broken_seq: Seq | None = None
         self.dropped = 0
 
@@ -109,7 +120,7 @@ class Archiver:
 
     def _take(self, frame: FinalFrame) -> None:
         if self.uploader is None:
-            self._collected.append(FinalFrame(head=frame.head, size=frame.size, record=None))
+            self._collected.append(replace(frame, record=None))
             return
         if frame.head.seq <= self._tip_seq:
             return
@@ -171,10 +182,28 @@ class Archiver:
     async def _archive_lineage(self) -> None:
         record = self._record
         assert record is not None, "an archive is told of a lineage before it begins"
-        assert self._node.store is not None, "without a store there is no archive"
-        async with self._node.probe_lock:
-            await probe(self._node.store, self._node.config.data_dir)
-        uploader, publisher = await self._build(record)
+        store = self._node.store
+        assert store is not None, "without a store there is no archive"
+        await self._probe(store)
+        lease = self._make_lease(store, record)
+        await lease.observe()
+        decision = await self._decide(store, record)
+        if isinstance(decision, Refuse):
+            raise decision.error
+        if not isinstance(decision, Resume):
+            assert isinstance(decision, Child), "a journal with a lineage is not born"
+            self._log.warning("child_lineage", parent=decision.parent.hex(), seq=decision.seq)
+            parent = await make_parent(self._node.journalist, self._shard.shard, decision, record)
+            self._shard.become_child_of(parent)
+            await trio.sleep_forever()  # until the child's record comes
+            return
+        for note in decision.notes:
+            self._log.warning("archive_note", note=note)
+        lease.raise_epoch_floor(decision.archive_epoch)
+        self._shard.progress.set_archived(decision.archived_seq, None)
+        if decision.needs_snapshot:
+            self.snapshots = SnapshotHistory()
+        uploader, publisher = await self._build(store, lease, record)
         self.error = None
         self.upkeep = Upkeep(
             node=self._node, shard=self._shard, publisher=publisher, history=self.snapshots
@@ -183,11 +212,13 @@ class Archiver:
             nursery.start_soon(uploader.run)
             nursery.start_soon(self.upkeep.run)
 
-    async def _build(self, record: ShardRecord) -> tuple[Uploader, Publisher]:
-        store, config, author = self._node.store, self._node.config, self._node.author
-        assert store is not None, "without a store there is no uploader"
-        seal = Seal(names=self._names, lineage=Lineage(record.lineage), signer=author.signer)
-        lease = Lease(
+    async def _probe(self, store: Store) -> None:
+        async with self._node.probe_lock:
+            await probe(store, self._node.config.data_dir)
+
+    def _make_lease(self, store: Store, record: ShardRecord) -> Lease:
+        author = self._node.author
+        return Lease(
             store=store,
             names=self._names,
             holder=Holder(
@@ -197,6 +228,46 @@ class Archiver:
                 lineage=record.lineage,
             ),
         )
+
+    async def _decide(self, store: Store, record: ShardRecord | None) -> Continuation:
+        author, journalist = self._node.author, self._node.journalist
+        journal = (
+            await read_journal_facts(journalist, record, author.journal_id) if record else None
+        )
+        return await decide_continuation(
+            store,
+            self._names,
+            journal=journal,
+            key=author.signer.public,
+            trusted=self._node.trusted,
+        )
+
+    async def find_parent(self) -> Parent | None:
+        """Return what a shard without a journal is to be born from; None: nothing, or not known.
+
+        When the archive does not answer soon the shard is born without it, and compared later.
+        """
+        store = self._node.store
+        if store is None:
+            return None
+        with trio.move_on_after(_BIRTH_S):
+            try:
+                await self._probe(store)
+                decision = await self._decide(store, None)
+            except BasenetError as error:
+                self._log.warning("archive_not_asked", error=str(error))
+                return None
+            if isinstance(decision, Refuse):
+                raise decision.error
+            if isinstance(decision, Child):
+                return await make_parent(self._node.journalist, self._shard.shard, decision, None)
+        return None
+
+    async def _build(
+        self, store: Store, lease: Lease, record: ShardRecord
+    ) -> tuple[Uploader, Publisher]:
+        config, author = self._node.config, self._node.author
+        seal = Seal(names=self._names, lineage=Lineage(record.lineage), signer=author.signer)
         self._collected = []
         # What the journal dropped at its cap never comes: the archive goes on behind the gap.
         archived_seq = Seq(max(self._shard.progress.archived_seq, self.broken_seq or 0))
@@ -210,8 +281,12 @@ class Archiver:
         )
         final_seq = self._shard.progress.final_seq
         waiting = [(seq, size) for seq, size in sizes if seq <= final_seq]
-        for seq, size in waiting:
-            backlog.adopt(end=seq, size=size, oldest_ns=TimestampNs(record.tip.timestamp_ns))
+        if waiting:
+            backlog.adopt(
+                end=waiting[-1][0],
+                size=sum(size for _, size in waiting),
+                oldest_ns=TimestampNs(record.tip.timestamp_ns),
+            )
         tip = TipWriter(store=store, seal=seal, lease=lease, trusted=self._node.trusted)
         uploader = Uploader(
             store=store,

@@ -65,6 +65,7 @@ class Parent:
     """The archived frame that a child lineage continues from.
 
     ``group_hashes``: of the parent's state, None where they are not known; ``page_size`` of it.
+    ``is_archived``: a restore can walk up to it; otherwise the child needs a snapshot of its own.
     """
 
     lineage: Lineage
@@ -75,6 +76,7 @@ class Parent:
     timestamp_ns: int
     group_hashes: tuple[bytes | None, ...]
     is_forced: bool
+    is_archived: bool
 
 
 def load(journal: Journal, shard: ShardId, signer: Signer) -> tuple[ShardRecord, Framer] | None:
@@ -191,6 +193,9 @@ class Birth:
                 groups={group: tree.group_leaves(group) for group in groups},
             ),
         )
+        if parent is not None and parent.is_archived:
+            # A restore walks up to the parent, so the next snapshot is due when it would be there.
+            journal.set_snapshot(self.shard, parent.seq, time.time_ns())
 
     def _config(self) -> ConfigPayload:
         parent = self.parent

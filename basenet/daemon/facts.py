@@ -130,7 +130,9 @@ class Facts:
             last_archived_ns=progress.archived_ns,
             next_snapshot_ns=shard.archiver.next_snapshot_ns(),
             last_snapshot_seq=shard.archiver.snapshots.seq or None,
-            last_restore_point_ns=shard.archiver.restore_point_ns,
+            last_restore_point_ns=progress.marks.archived.timestamp_ns
+            if progress.marks.archived
+            else None,
             archive=self._archive_sentence(shard),
             archive_epoch=(archive.archive_epoch or 0) if archive else 0,
             archive_broken_seq=shard.archiver.broken_seq,
@@ -143,8 +145,10 @@ class Facts:
 
     def _worst_case_loss_ms(self, shard: Shard, lag_ms: float) -> float:
         """Return how much would be lost with the host now: the lag, and what may come unseen."""
-        del shard
-        return lag_ms
+        session = shard.session
+        if session is None or not session.database.is_open or not session.capture.has_news():
+            return lag_ms
+        return max(lag_ms, (time.monotonic() - session.follower.polled_s) * 1_000)
 
     def _archive_sentence(self, shard: Shard) -> str:
         if self._node.store is None:

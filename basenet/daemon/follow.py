@@ -6,6 +6,7 @@ since each would wake us; the order *watch again, then look once* leaves no comm
 """
 
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -46,6 +47,7 @@ class Follower:
         self._wants_detach = False
         # How often the capture thread began to read to the tip; only it writes this.
         self._polls_begun = 0
+        self.polled_s = time.monotonic()
         self._is_polling = False
         self._lookers = 0
         self._polled = trio.Event()
@@ -84,6 +86,7 @@ class Follower:
     def _begin_poll(self) -> bool:
         """Return whether to stop instead; the capture thread asks before each poll."""
         self._polls_begun += 1
+        self.polled_s = time.monotonic()
         if self._lookers:
             self._token.run_sync_soon(self._wake_lookers, idempotent=True)
         return self._should_stop.is_set()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import trio
 
+from basenet.daemon.marks import Mark, Marks
 from basenet.units import Seq
 
 
@@ -14,7 +15,14 @@ class Progress:
         self.final_seq = Seq(0)
         self.archived_seq = Seq(0)
         self.archived_ns: int | None = None
+        self.marks = Marks()
         self._moved = trio.Event()
+
+    def begin(self, tip: Mark, archived_seq: Seq) -> None:
+        """Go on from what the journal holds."""
+        self.marks.reset(tip, archived_seq)
+        self.archived_seq = archived_seq
+        self.set_final(tip.seq)
 
     def set_final(self, seq: Seq) -> None:
         """Every frame up to ``seq`` is final."""
@@ -24,6 +32,7 @@ class Progress:
     def set_archived(self, seq: Seq, at_ns: int | None) -> None:
         """Every frame up to ``seq`` is archived, since ``at_ns`` (wall clock)."""
         self.archived_seq = seq
+        self.marks.on_archived(seq)
         self.archived_ns = at_ns or self.archived_ns
         self.wake()
 

@@ -24,7 +24,7 @@ from basenet.engine.effects import Finalize
 from basenet.engine.events import Stored
 from basenet.journal.records import FrameRow
 from basenet.sqlite.captured import Captured, CaptureFlag, merge
-from basenet.units import PARTIAL_RAW_BYTES_MAX
+from basenet.units import PARTIAL_RAW_BYTES_MAX, LocalNumber
 from basenet.wire.frame import Flag, Head
 
 
@@ -33,6 +33,7 @@ class FinalFrame:
     """A final frame; ``record`` is None for a piece of a run, which is read from the journal."""
 
     head: Head
+    local_last: LocalNumber
     size: int
     record: bytes | None
 
@@ -133,7 +134,12 @@ class Pump:
 def _final_frame(row: FrameRow) -> FinalFrame:
     # A run may be as large as the database: its bytes do not wait for the end of it in memory.
     is_piece = bool(row.head.flags & Flag.PARTIAL)
-    return FinalFrame(head=row.head, size=len(row.record), record=None if is_piece else row.record)
+    return FinalFrame(
+        head=row.head,
+        local_last=row.local_last,
+        size=len(row.record),
+        record=None if is_piece else row.record,
+    )
 
 
 def coalesce(captured: Sequence[Captured], *, is_run_open: bool) -> Sequence[Captured]:

@@ -34,6 +34,7 @@ from basenet.daemon.behind import Behind, find_behind, give_back
 from basenet.daemon.chain import Parent
 from basenet.daemon.failures import only_error
 from basenet.daemon.framer import Framer
+from basenet.daemon.marks import Mark
 from basenet.daemon.node import Node
 from basenet.daemon.progress import Progress
 from basenet.daemon.pump import FinalFrame
@@ -130,7 +131,7 @@ class Shard:
 
     def count_unarchived_commits(self) -> int:
         """Return how many captured commits are not archived (not final, without an archive)."""
-        return 0
+        return self.progress.marks.count_commits()
 
     @property
     def is_stopping(self) -> bool:
@@ -291,6 +292,8 @@ class Shard:
         parent, self.wants_child_of = self.wants_child_of, None
         loaded = await self._node.journalist.perform(self._load)
         is_reborn, self._is_reborn = self._is_reborn, False
+        if loaded is None and parent is None:
+            parent = await self.archiver.find_parent()
         if loaded is None or parent is not None or is_reborn:
             await self._give_birth(database, capture, parent)
             loaded = await self._node.journalist.perform(self._load)
@@ -357,8 +360,14 @@ class Shard:
 
     def _adopt(self, record: ShardRecord) -> None:
         self.record = record
-        self.progress.set_final(record.tip.seq)
-        self.progress.set_archived(record.archived_seq, None)
+        self.progress.begin(
+            Mark(
+                seq=record.tip.seq,
+                local_last=record.local_last,
+                timestamp_ns=record.tip.timestamp_ns,
+            ),
+            record.archived_seq,
+        )
         self.archiver.on_lineage(record)
 
     async def _give_birth(
@@ -389,12 +398,19 @@ class Shard:
         )
 
     def _on_final(self, frames: Sequence[FinalFrame]) -> None:
-        self.progress.set_final(frames[-1].head.seq)
         for frame in frames:
+            self.progress.marks.add(
+                Mark(
+                    seq=frame.head.seq,
+                    local_last=frame.local_last,
+                    timestamp_ns=frame.head.timestamp_ns,
+                )
+            )
             if frame.head.flags & Flag.PARTIAL:
                 continue
             self.recovered += bool(frame.head.flags & Flag.RECOVERED)
             self.regressed += bool(frame.head.flags & Flag.REGRESSED)
+        self.progress.set_final(frames[-1].head.seq)
         self.archiver.on_final(frames)
 
     async def _in_thread(

@@ -113,6 +113,7 @@ class Replica:
         state, me = self.state, self._signer.public
         assert me in state.stored, "a vote of a node that is no voter"
         assert event.seq <= state.tip_seq, "stored what was never sealed"
+        assert state.final_seq + len(state.unfinal) == state.tip_seq, "finality skipped a frame"
         # Reports may overtake one another, so an older one is no news.
         if event.seq <= state.stored[me]:
             return []
@@ -127,7 +128,6 @@ class Replica:
             held.pop()
         if not held:
             return []
-        assert held[0].seq == state.final_seq + 1, "finality skipped a frame"
         for _ in held:
             state.unfinal.popleft()
         state.final_seq = held[-1].seq

@@ -41,7 +41,8 @@ class ShardRecord:
     """What the journal knows of a shard at start.
 
     ``config``: the payload of the last CONFIG. ``tip``: the head of the last whole frame.
-    ``broken_seq``: frames above it, up to the next snapshot, never reached the archive.
+    ``broken_seq``: frames up to it were dropped before they were archived, so the archive has a gap
+    until it has a snapshot at or above it; None: no gap.
     """
 
     shard: ShardId

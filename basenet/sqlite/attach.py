@@ -35,6 +35,7 @@ from typing import Final
 import apsw
 
 from basenet.errors import (
+    BasenetError,
     ConflictError,
     CorruptionError,
     NotFoundError,
@@ -157,8 +158,14 @@ class Database:
         return os.fstat(self.wal_fd).st_size
 
     def connect(self) -> apsw.Connection:
-        """Return a further connection to the file, configured as ours are; the caller closes it."""
-        return _connect(self._real_path)
+        """Return a further connection to the file, configured as ours are; the caller closes it.
+
+        Raises an error of ours if SQLite refuses.
+        """
+        try:
+            return _connect(self._real_path)
+        except apsw.Error as error:
+            raise translated(error, self.path) from error
 
     def read_index(self) -> Index | None:
         """Return one consistent look at the wal-index, or None while its header is torn."""
@@ -346,9 +353,9 @@ def _open_sqlite(database: Database) -> None:
     versions = os.pread(database.database_fd, 2, 18)
     if versions[1] == _ROLLBACK_VERSION:
         _refuse_rollback_in_use(database)
+    first = database.connect()
+    database.connections.append(first)
     try:
-        first = database.connect()
-        database.connections.append(first)
         if versions[1] == _ROLLBACK_VERSION:
             _convert(database, first)
         # The first read makes SQLite create, or recover, -wal and -shm.
@@ -360,7 +367,7 @@ def _open_sqlite(database: Database) -> None:
         database.wal_fd = os.open(real + "-wal", os.O_RDWR | os.O_CLOEXEC)
         database.shm_fd = os.open(real + "-shm", os.O_RDWR | os.O_CLOEXEC)
     except apsw.Error as error:
-        raise _translate(error, path) from error
+        raise translated(error, path) from error
     except OSError as error:
         raise UnavailableError(
             f"{path}-wal or -shm cannot be opened: {error.strerror}; basenet needs shared memory "
@@ -375,13 +382,9 @@ def _connect(real_path: str) -> apsw.Connection:
     connection = apsw.Connection(real_path, flags=apsw.SQLITE_OPEN_READWRITE)
     connection.set_busy_timeout(_ATTACH_BUSY_MS)
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-    for pragma in (
-        "wal_autocheckpoint=0",
-        "cache_size=-64",
-        "mmap_size=0",
-        "synchronous=normal",
-    ):
-        connection.execute("pragma " + pragma).fetchall()
+    # Nothing else needs to be set, and nothing that would make SQLite parse the schema: our
+    # connections begin reads and checkpoint, no more.
+    connection.execute("pragma wal_autocheckpoint=0").fetchall()
     return connection
 
 
@@ -427,7 +430,7 @@ def _convert(database: Database, connection: apsw.Connection) -> None:
     connection.set_busy_timeout(_ATTACH_BUSY_MS)
 
 
-def _translate(error: apsw.Error, path: Path) -> Exception:
+def translated(error: apsw.Error, path: Path) -> BasenetError:
     """Return the error of ours that says what SQLite's ``error`` means for ``path``."""
     if isinstance(error, (apsw.BusyError, apsw.LockedError, apsw.ProtocolError)):
         return UnavailableError(

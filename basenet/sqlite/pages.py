@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from basenet.errors import CorruptionError, UnavailableError
-from basenet.sqlite.attach import Database
+from basenet.sqlite.attach import Database, translated
 from basenet.sqlite.captured import Cursor
 from basenet.sqlite.tail import LogReader
 from basenet.sqlite.walformat import Words, frame_offset
@@ -87,9 +87,7 @@ class PageView:
             self._connection.execute("begin")
             self._connection.execute("pragma schema_version").fetchall()
         except apsw.Error as error:
-            raise UnavailableError(
-                f"{self._database.path} cannot be read now: SQLite says {error}; trying again."
-            ) from error
+            raise translated(error, self._database.path) from error
         for _ in range(_ATTEMPTS_MAX):
             index = self._database.read_index()
             if index is not None:

@@ -15,9 +15,13 @@ of -shm, exclusively. Who holds one of them makes us refuse; who comes later fin
 locked for the moment that a rename takes. The frames are written and synced beforehand, under a
 name that SQLite does not know.
 
+The disk may have kept some of the log: then file *and* log are at state k. What the log holds is
+copied to the front of the new one, frame by frame as it stands, and the missing commits follow on
+its salts and checksum. Without such a log, salts are drawn.
+
 ::
 
-    1  check, without a lock       no log with commits in it, no hot journal, our header, our inode
+    1  check, without a lock       file and log as expected, no hot journal, our header, our inode
     2  write and sync              <db>-wal.basenet
     3  lock, check again           the file may have been opened in between
     4  rename to <db>-wal, sync the directory, unlock
@@ -29,28 +33,34 @@ An *empty* database file is a special case: SQLite removes a log beside one. So 
 page 1 is written into the file as well; the log overrides it, whatever becomes of that write.
 
 Two things the caller owes. This process has no SQLite connection to the file: opening and closing
-a descriptor here would drop its locks (POSIX). And the file *is* at state k: ``expected`` binds
-that proof, made by reading the file, to the file that is written beside.
+a descriptor here would drop its locks (POSIX). And the database *is* at state k: ``expected`` and
+``log`` bind that proof, made by reading it, to what is found here. Otherwise somebody could come,
+commit, copy the commit into the file and leave, all between the proof and the rename.
 """
 
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedWriter
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from basenet.errors import ConflictError, NotFoundError, UnavailableError, UsageError
 from basenet.sqlite import locks
 from basenet.sqlite.attach import HEADER_BYTES, MAGIC, DetachedState, state_of
+from basenet.sqlite.captured import Cursor
 from basenet.sqlite.signals import JOURNAL_SUFFIX, SHM_SUFFIX, WAL_SUFFIX
 from basenet.sqlite.walformat import HEADER_BYTES as WAL_HEADER_BYTES
 from basenet.sqlite.walformat import (
     SALTS_BYTES,
     Checksum,
     FrameCodec,
+    Frames,
     decode_header,
     encode_header,
     frame_offset,
@@ -80,24 +90,37 @@ class Missing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reinjected:
-    """What was put beside the database. ``commits``: transactions as SQLite will see them."""
+    """What was put back. ``commits``: transactions; ``wal_bytes``: the whole log as it is now."""
 
     commits: int
     frames: int
     wal_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """What the caller knows of the database: the file, and the end of its log."""
+
+    file: DetachedState | None
+    log: Cursor | None
+
+
 def reinject(
-    path: Path, changes: Iterable[Missing], *, expected: DetachedState | None = None
+    path: Path,
+    changes: Iterable[Missing],
+    *,
+    expected: DetachedState | None = None,
+    log: Cursor | None = None,
 ) -> Reinjected:
-    """Put ``changes``, which follow on the state of the file at ``path``, beside it as its log.
+    """Put ``changes``, which follow on the state of the database at ``path``, into its log.
 
     ``expected``: what the file looked like when its state was established; None: not checked.
+    ``log``: where its log ended then, as a scan's cursor has it; None: there was no commit in it.
 
-    Raises `ConflictError` if any process has the file open, if there are commits in a log or a
-    journal beside it, or if it is not as ``expected``; `NotFoundError` (no file), `UsageError` (not
-    a WAL-mode database of that page size, or not ours to write beside), `UnavailableError` (disk
-    full, failed sync: try again). The database is then as it was.
+    Raises `ConflictError` if any process has the file open, if file, log or journal are not as
+    said; `NotFoundError` (no file), `UsageError` (not a WAL-mode database of that page size, or not
+    ours to write beside), `UnavailableError` (disk full, failed sync: try again). The database is
+    then as it was.
     """
     real_path = Path(os.path.realpath(path))
     stream = iter(changes)
@@ -105,21 +128,22 @@ def reinject(
     if first is None:
         return Reinjected(commits=0, frames=0, wal_bytes=0)
     page_size = first.payload.page_size
+    known = _State(file=expected, log=log)
     with _opened(real_path) as database:
         _check_free(database, real_path)
-        _check_state(database, real_path, page_size, expected)
-        log = _LogWriter(database, real_path, page_size)
+        _check_state(database, real_path, page_size, known)
+        writer = _LogWriter(database, real_path, page_size)
         try:
-            log.write(_chain(first, stream))
-            _put_in_place(database, real_path, log, expected)
+            writer.write(_chain(first, stream))
+            _put_in_place(database, real_path, writer, known)
         except OSError as error:
             raise UnavailableError(
                 f"the missing commits of {real_path} cannot be written beside it "
                 f"({error.strerror}): make room, or mend the disk; basenet tries again"
             ) from error
         finally:
-            log.discard()
-        return log.facts()
+            writer.discard()
+        return writer.facts()
 
 
 def _chain(first: Missing, rest: Iterator[Missing]) -> Iterator[Missing]:
@@ -162,7 +186,7 @@ def _in_use(path: Path, holder: locks.Holder | None) -> ConflictError:
     )
 
 
-def _check_state(database: int, path: Path, page_size: int, expected: DetachedState | None) -> None:
+def _check_state(database: int, path: Path, page_size: int, known: _State) -> None:
     """Refuse a file that is not the one, not as it was, or has something pending beside it."""
     facts = os.fstat(database)
     try:
@@ -171,7 +195,7 @@ def _check_state(database: int, path: Path, page_size: int, expected: DetachedSt
         is_same = False
     if not is_same:
         raise ConflictError(f"{path} was replaced while basenet worked on it; basenet looks again")
-    if expected is not None and state_of(database) != expected:
+    if known.file is not None and state_of(database) != known.file:
         raise ConflictError(f"{path} was changed while basenet worked on it; basenet looks again")
     header = os.pread(database, HEADER_BYTES, 0)
     if header and not _is_wal_database(header, page_size):
@@ -179,7 +203,7 @@ def _check_state(database: int, path: Path, page_size: int, expected: DetachedSt
             f"{path} is not the WAL-mode database with pages of {page_size} bytes that was "
             "captured; restore it, or let basenet take it as a new one"
         )
-    _check_side_files(path)
+    _check_side_files(path, known.log)
 
 
 def _is_wal_database(header: bytes, page_size: int) -> bool:
@@ -191,17 +215,22 @@ def _is_wal_database(header: bytes, page_size: int) -> bool:
     )
 
 
-def _check_side_files(path: Path) -> None:
+def _check_side_files(path: Path, log: Cursor | None) -> None:
     journal = Path(f"{path}{JOURNAL_SUFFIX}")
     if _first_bytes(journal, 1) not in (b"", b"\0"):
         raise ConflictError(
             f"{journal} holds a transaction that was not finished: start the application once, "
             "so that SQLite rolls it back"
         )
-    wal = Path(f"{path}{WAL_SUFFIX}")
-    if _holds_commits(wal):
+    found = _read_log(path)
+    is_known = (
+        found.frames == 0
+        if log is None or log.frame == 0
+        else (found.frames, found.salts, found.checksum) == (log.frame, log.salts, log.checksum)
+    )
+    if not is_known:
         raise ConflictError(
-            f"{wal} holds commits that are not in the database yet: let basenet capture them "
+            f"{path}{WAL_SUFFIX} holds other commits than basenet has seen: they must be captured "
             "before anything is put in their place"
         )
 
@@ -214,26 +243,66 @@ def _first_bytes(path: Path, count: int) -> bytes:
         return b""
 
 
-def _holds_commits(wal: Path) -> bool:
-    """Return whether SQLite would recover at least one commit from the log ``wal``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Log:
+    """What SQLite would recover from a log: ``frames`` up to the last commit, 0 for nothing.
+
+    ``checksum``: of the last of them. ``first_page``: the newest page 1 in them, if any.
+    """
+
+    frames: int
+    salts: bytes
+    checksum: Checksum
+    is_big_endian: bool
+    first_page: bytes | None
+
+
+_NO_LOG: Final = _Log(frames=0, salts=b"", checksum=(0, 0), is_big_endian=False, first_page=None)
+
+
+def _read_log(path: Path) -> _Log:
+    """Return what lies in the log beside the database ``path``, by SQLite's own rule."""
     try:
-        file = wal.open("rb")
+        file = Path(f"{path}{WAL_SUFFIX}").open("rb")  # noqa: SIM115  (closed by the next with)
     except FileNotFoundError:
-        return False
+        return _NO_LOG
     with file:
         header = decode_header(file.read(WAL_HEADER_BYTES))
         if header is None:
-            return False
+            return _NO_LOG
         codec = FrameCodec(header.page_size, is_big_endian=header.is_big_endian)
         count = max(1, _BLOCK_BYTES // codec.frame_bytes)
-        checksum = header.checksum
+        log = replace(_NO_LOG, salts=header.salts, is_big_endian=header.is_big_endian)
+        open_page: bytes | None = None  # page 1 in a transaction whose commit is still to come
+        read, checksum = 0, header.checksum
         while True:
             frames = codec.verify(file.read(count * codec.frame_bytes), header.salts, checksum)
-            if len(frames) and frames.sizes.any():
-                return True
+            log, open_page = _extend(log, frames, read, open_page)
             if len(frames) < count:
-                return False
-            checksum = frames.last_checksum
+                return log
+            read, checksum = read + len(frames), frames.last_checksum
+
+
+def _extend(
+    log: _Log, frames: Frames, read: int, open_page: bytes | None
+) -> tuple[_Log, bytes | None]:
+    """Return ``log`` with what the next ``frames``, after ``read`` others, commit."""
+    ends = np.flatnonzero(frames.sizes)
+    last = int(ends[-1]) if len(ends) else -1
+    first_page = log.first_page
+    if len(ends) and open_page is not None:
+        first_page, open_page = open_page, None
+    for row in np.flatnonzero(frames.pgnos == 1).tolist():
+        image = frames.images[row].tobytes()
+        if row <= last:
+            first_page = image
+        else:
+            open_page = image
+    if not len(ends):
+        return log, open_page
+    sums = (int(frames.sums[0, last]), int(frames.sums[1, last]))
+    log = replace(log, frames=read + last + 1, checksum=sums, first_page=first_page)
+    return log, open_page
 
 
 class _LogWriter:
@@ -244,20 +313,17 @@ class _LogWriter:
         self._path = path
         self._draft = Path(f"{path}{DRAFT_SUFFIX}")
         self.page_size = page_size
-        self._codec = FrameCodec(page_size)
-        self._salts = secrets.token_bytes(SALTS_BYTES)
+        self._kept = _read_log(path)
+        self._codec = FrameCodec(page_size, is_big_endian=self._kept.is_big_endian)
+        self._salts = self._kept.salts if self._kept.frames else secrets.token_bytes(SALTS_BYTES)
         self._commits = self._frames = 0
-        self.first_page: bytes | None = None
-        """The last image of page 1, if any change has one."""
+        self.first_page = self._kept.first_page
+        """The last image of page 1 in the log, if it has one."""
 
     def write(self, changes: Iterable[Missing]) -> None:
-        """Write and sync all ``changes``; raises `OSError`, `UsageError`."""
-        header = encode_header(page_size=self.page_size, salts=self._salts)
-        decoded = decode_header(header)
-        assert decoded is not None, "a header of ours that does not decode"
-        checksum = decoded.checksum
+        """Write and sync what is kept and all ``changes``; raises `OSError`, `UsageError`."""
         with self._create() as file:
-            file.write(header)
+            checksum = self._begin(file)
             is_open = False
             for change in changes:
                 block, checksum = self._encode(change, checksum)
@@ -268,6 +334,26 @@ class _LogWriter:
                 raise self._no_first_page()
             file.flush()
             os.fsync(file.fileno())
+
+    def _begin(self, file: BufferedWriter) -> Checksum:
+        """Write the header, or header and commits of the log that is there."""
+        if self._kept.frames:
+            with Path(f"{self._path}{WAL_SUFFIX}").open("rb") as old:
+                left = frame_offset(self._kept.frames, self.page_size)
+                while left:
+                    block = old.read(min(left, _BLOCK_BYTES))
+                    if not block:
+                        raise OSError(errno.EIO, "the log became shorter")
+                    file.write(block)
+                    left -= len(block)
+            return self._kept.checksum
+        header = encode_header(
+            page_size=self.page_size, salts=self._salts, is_big_endian=self._codec.is_big_endian
+        )
+        file.write(header)
+        decoded = decode_header(header)
+        assert decoded is not None, "a header of ours that does not decode"
+        return decoded.checksum
 
     def _create(self) -> BufferedWriter:
         """Create the draft as SQLite creates a log: with the database's owner and mode."""
@@ -342,21 +428,19 @@ class _LogWriter:
         return Reinjected(
             commits=self._commits,
             frames=self._frames,
-            wal_bytes=frame_offset(self._frames, self.page_size),
+            wal_bytes=frame_offset(self._kept.frames + self._frames, self.page_size),
         )
 
 
-def _put_in_place(
-    database: int, path: Path, log: _LogWriter, expected: DetachedState | None
-) -> None:
+def _put_in_place(database: int, path: Path, writer: _LogWriter, known: _State) -> None:
     """Make the draft the database's log while nobody can have the database open."""
     with _all_locked(database, path):
-        _check_state(database, path, log.page_size, expected)
-        log.move_to(Path(f"{path}{WAL_SUFFIX}"))
+        _check_state(database, path, writer.page_size, known)
+        writer.move_to(Path(f"{path}{WAL_SUFFIX}"))
         _sync_directory(path.parent)
         if not os.fstat(database).st_size:
-            assert log.first_page is not None, "an empty file and no page 1"
-            os.pwrite(database, log.first_page, 0)
+            assert writer.first_page is not None, "an empty file and no page 1"
+            os.pwrite(database, writer.first_page, 0)
             os.fsync(database)
 
 

@@ -2,7 +2,6 @@
 
 # ruff: noqa: ARG002, ASYNC240  (sources ignore what they are asked; tmp_path is looked into)
 
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from basenet.archive.facts import open_set
 from basenet.archive.lease import Holder, Lease, LeaseLost
 from basenet.archive.names import ShardNames
 from basenet.archive.pageset import Progress as DraftProgress
-from basenet.archive.pageset import SnapshotRejected, SnapshotStart, draft_snapshot
+from basenet.archive.pageset import SnapshotRejected, draft_snapshot
 from basenet.archive.place import Place
 from basenet.archive.plan import Wish
 from basenet.archive.port import StoreRefused, StoreUnavailable
@@ -29,55 +28,10 @@ from basenet.archive.snapshot import Snapshots
 from basenet.errors import BasenetError, UnavailableError
 from basenet.units import JournalId, Seq, lock_page
 from basenet.wire.frame import Head, encode_frame
-from tests.fakes.chain import JOURNAL_ID, Chain, ChainSource, signer
+from tests.fakes.chain import JOURNAL_ID, Chain, signer
 from tests.fakes.clock import trio_clock
+from tests.fakes.live_database import LiveDatabase, grown
 from tests.fakes.memory_store import Fault, MemoryStore, always, first
-
-
-class LiveDatabase(ChainSource):
-    """A chain whose database is committed to while it is read."""
-
-    def __init__(self, chain: Chain, *, commits: int = 0, seed: int = 1) -> None:
-        super().__init__(chain)
-        self.rng = random.Random(seed)
-        self.commits = commits  # at most so many before each read
-        self.reads_done = 0
-
-    def churn(self) -> None:
-        for _ in range(self.rng.randint(0, self.commits)):
-            grow = self.rng.choice([0, 0, 1, 5, 40, -1, -17, -60])
-            self.chain.random_commit(grow=grow, touch=self.rng.randint(0, 4))
-
-    async def begin(self) -> SnapshotStart:
-        return SnapshotStart(
-            seq=self.chain.tip.head.seq,
-            page_size=self.chain.page_size,
-            db_pages=self.chain.db_pages,
-        )
-
-    async def read_pages(self, first_pgno: int, count: int) -> bytes:
-        """Each page as it stands at one moment, with commits between the pages."""
-        self.reads_done += 1
-        out = []
-        for pgno in range(first_pgno, first_pgno + count):
-            if self.rng.random() < 0.05:
-                self.churn()
-            out.append(self.chain.pages.get(pgno, b""))
-        return b"".join(out)
-
-    async def finish(self) -> Head:
-        self.churn()
-        return self.chain.tip.head
-
-
-def grown(pages: int, *, page_size: int = 512, seed: int = 7, number: int = 1) -> Chain:
-    """Return a chain whose database has so many pages."""
-    chain = Chain(page_size=page_size, seed=seed, number=number)
-    step = max(1, (4 << 20) // page_size)
-    for first_pgno in range(1, pages + 1, step):
-        last = min(first_pgno + step, pages + 1)
-        chain.commit({pgno: chain.page() for pgno in range(first_pgno, last)})
-    return chain
 
 
 @dataclass

@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 
 from basenet.errors import ConflictError, NotFoundError, UnavailableError, UsageError
-from basenet.sqlite import locks
+from basenet.sqlite import locks, walformat
 from basenet.sqlite import reinject as module
-from basenet.sqlite.attach import state_of
+from basenet.sqlite.attach import DetachedState, attach, state_of
+from basenet.sqlite.captured import Cursor
+from basenet.sqlite.recover import scan
 from basenet.sqlite.reinject import DRAFT_SUFFIX, Missing, Reinjected, reinject
+from basenet.sqlite.walformat import FrameCodec
 from basenet.wire.payload import CommitPayload
 
 HOLDER = """
@@ -109,6 +112,14 @@ def assert_is(path: Path, state: list[bytes]) -> None:
     assert image(path) == state
 
 
+def state_of_path(path: Path) -> DetachedState:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return state_of(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def holder(path: Path, statements: str) -> Iterator[None]:
     """An application in another process that has done ``statements`` and stays."""
@@ -179,6 +190,98 @@ def test_after_a_power_loss_at_any_point_of_the_log_the_rest_can_be_put_back(
         assert_is(path, history.states[-1])
 
 
+def end_of_log(path: Path) -> Cursor:
+    """Return where the log beside ``path`` ends, as a scan finds it when it attaches."""
+    database = attach(path)
+    found = scan(database)
+    database.close()
+    return found.cursor
+
+
+@pytest.mark.parametrize("page_size", [512, 4096])
+def test_what_the_disk_kept_of_the_log_is_kept_and_the_rest_follows_on(
+    tmp_path: Path, page_size: int
+) -> None:
+    """The log's prefix is at state k with the file: byte for byte the front of the new log."""
+    history = written(tmp_path / "a.db", page_size=page_size)
+    whole = history.lose(0, tmp_path / "whole.db")
+    reinject(whole, history.changes)
+    log = Path(f"{whole}-wal").read_bytes()
+    chance = random.Random(5)
+    for number in range(12):
+        path = history.lose(0, tmp_path / f"lost{number}.db")
+        wal = Path(f"{path}-wal")
+        wal.write_bytes(log[: chance.randrange(len(log) // 3, len(log))])
+        cursor = end_of_log(path)
+        kept = wal.read_bytes()[: 32 + cursor.frame * (page_size + 24)]
+        copy = tmp_path / f"state{number}.db"
+        shutil.copy(path, copy)
+        copy.with_name(f"{copy.name}-wal").write_bytes(kept)
+        missing = history.changes[history.states.index(image(copy)) :]
+        facts = reinject(path, missing, expected=state_of_path(path), log=cursor)
+        if missing:
+            assert wal.read_bytes().startswith(kept)
+            assert (
+                facts.wal_bytes == wal.stat().st_size == len(kept) + facts.frames * (page_size + 24)
+            )
+        assert_is(path, history.states[-1])
+
+
+def test_a_log_of_big_endian_checksums_goes_on_in_them(tmp_path: Path) -> None:
+    """The file came from another machine; the magic number says so."""
+    history = written(tmp_path / "a.db", commits=4)
+    path = history.lose(0, tmp_path / "lost.db")
+    salts = b"8 bytes."
+    header = walformat.encode_header(page_size=4096, salts=salts, is_big_endian=True)
+    decoded = walformat.decode_header(header)
+    assert decoded is not None
+    payload = history.changes[0].payload
+    block, _ = FrameCodec(4096, is_big_endian=True).encode(
+        [(int(pgno), payload.page(row)) for row, pgno in enumerate(payload.pgnos)],
+        db_pages=payload.db_pages,
+        salts=salts,
+        start=decoded.checksum,
+    )
+    Path(f"{path}-wal").write_bytes(header + block)
+    reinject(path, history.changes[1:], log=end_of_log(path))
+    assert_is(path, history.states[-1])
+
+
+def test_an_empty_last_piece_takes_page_1_from_the_kept_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file's own page 1 is older than the log's, also when the log is read in many blocks."""
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 4096 + 24)
+    history = written(tmp_path / "a.db", commits=6)
+    path = history.lose(0, tmp_path / "lost.db")
+    reinject(path, history.changes[:4])
+    cursor = end_of_log(path)
+    empty = Missing(payload=history.payload([], history.states[4]))
+    reinject(path, [empty, *history.changes[4:]], log=cursor)
+    assert_is(path, history.states[-1])
+
+
+def test_commits_that_came_after_the_proof_are_never_overwritten(tmp_path: Path) -> None:
+    """Into the log, or through it into the file: either shows, and nothing is put in."""
+    history = written(tmp_path / "a.db")
+    for is_checkpointed in (False, True):
+        path = history.lose(2, tmp_path / f"lost{is_checkpointed}.db")
+        reinject(path, history.changes[2:4])
+        expected, cursor = state_of_path(path), end_of_log(path)
+        visit = "" if is_checkpointed else "pragma wal_autocheckpoint=0; "
+        with holder(path, f"{visit}insert into t(x) values ('visitor')"):
+            pass
+        if is_checkpointed:
+            image(path)
+        before = path.read_bytes()
+        with pytest.raises(ConflictError, match=r"was changed while|holds other commits"):
+            reinject(path, history.changes[4:], expected=expected, log=cursor)
+        assert path.read_bytes() == before
+        with closing(sqlite3.connect(path)) as app:
+            found = app.execute("select count(*) from t where x = 'visitor'").fetchone()
+        assert found == (1,)
+
+
 def test_a_torn_log_without_a_whole_commit_is_replaced(tmp_path: Path) -> None:
     """Nothing in it would be recovered, so nothing is lost."""
     history = written(tmp_path / "a.db")
@@ -199,7 +302,7 @@ def test_a_log_with_a_commit_in_it_is_never_replaced(tmp_path: Path) -> None:
     path = history.lose(0, tmp_path / "lost.db")
     reinject(path, history.changes[:3])
     before = Path(f"{path}-wal").read_bytes()
-    with pytest.raises(ConflictError, match="holds commits that are not in the database yet"):
+    with pytest.raises(ConflictError, match="holds other commits than basenet has seen"):
         reinject(path, history.changes)
     assert Path(f"{path}-wal").read_bytes() == before
     assert_is(path, history.states[3])
@@ -247,9 +350,7 @@ def test_one_that_came_wrote_and_left_is_noticed_by_the_files_state(
     """``expected`` binds the proof that the file is at state k to the moment of the rename."""
     history = written(tmp_path / "a.db")
     path = history.lose(2, tmp_path / "lost.db")
-    descriptor = os.open(path, os.O_RDONLY)
-    expected = state_of(descriptor)
-    os.close(descriptor)
+    expected = state_of_path(path)
     check = module._check_state
     calls: list[int] = []
 

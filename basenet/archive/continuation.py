@@ -1,0 +1,350 @@
+"""How a journal continues an archive, decided once at each start (P9, Q4).
+
+Theory of operation
+===================
+
+A node starts with a journal, or without one, and finds an archive, or none. Two histories must
+never have the same lineage, whatever was lost, copied or put back in between. So:
+
+=============================  =================================================================
+the archive holds nothing      `Birth`, or the journal's own lineage goes on (`Resume`)
+our lineage, a leaf, and the   `Resume`: the same lineage, from the archive's end on
+journal stands at or above
+its end with the same frame
+anything else                  `Child`: a new lineage that names the archive's last commit as its
+                               parent, and brings what the file at hand holds beyond
+not to be believed, or not     `Refuse`, with the sentence that says how to go on
+to be told
+=============================  =================================================================
+
+"Anything else" is a journal that is empty, older (a restored backup), another's, or a copy with an
+identity of its own; and an archive that somebody else has continued. None of these may go on with
+the lineage, because frames that they do not know may be final elsewhere. A child costs nothing: no
+new snapshot, a restore walks up to the parent.
+
+A child's author must have been a voter at the parent's frame, or the child is FORCED: then only an
+operator who names its key believes it.
+
+The lease comes first (`Lease.observe`), the decision second, capture third. If the lease has
+changed by the time of the first write, nothing is written, and the decision is made again.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from basenet.archive.catalog import Catalog, LineageItems, LogItem, read_catalog
+from basenet.archive.facts import LogFacts, TipFacts, make_log_facts, open_log, open_set, open_tip
+from basenet.archive.fetch import Fetcher
+from basenet.archive.names import ShardNames
+from basenet.archive.parentstate import ParentState, read_tip_state
+from basenet.archive.plan import Wish, find_genesis, list_lineages
+from basenet.archive.port import Store, StoreNotFound, StoreRefused
+from basenet.archive.stretch import Stretch, find_doubtful, find_gap, resolve
+from basenet.archive.survey import Survey
+from basenet.errors import BasenetError, CorruptionError, UnavailableError
+from basenet.units import FrameHash, JournalId, Lineage, PublicKeyBytes, Seq
+from basenet.wire.payload import ConfigPayload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalFacts:
+    """What a shard's journal says of itself.
+
+    ``journal_id``: the journal's own. ``config``: in force at its tip. ``first_seq``: the oldest
+    frame that it still holds (tip + 1 when none), ``archived_seq``: its own record of what is
+    archived. ``hash_at`` returns the hash of a frame, or None if it is not held any more.
+    """
+
+    journal_id: JournalId
+    lineage: Lineage
+    config: ConfigPayload
+    genesis_seq: Seq
+    first_seq: Seq
+    tip_seq: Seq
+    tip_hash: FrameHash
+    archived_seq: Seq
+    hash_at: Callable[[Seq], Awaitable[FrameHash | None]]
+
+    def is_written_by(self, key: bytes) -> bool:
+        """Return whether this very journal, with this key, is the voter of its lineage."""
+        return any(
+            voter.key == key and voter.journal_id == self.journal_id for voter in self.config.voters
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Birth:
+    """Nothing is archived and nothing journalled: begin with a genesis."""
+
+    archive_epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Go on in the journal's lineage; frames above ``archived_seq`` are to be shipped.
+
+    ``needs_snapshot``: the log has a gap that the journal cannot fill, so that only a new snapshot
+    ends it; shipping then begins at the journal's first frame.
+    """
+
+    archived_seq: Seq
+    needs_snapshot: bool
+    archive_epoch: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """Begin a child lineage of the frame ``seq``, ``hash`` of ``parent``.
+
+    ``state``: the database there; None when the parent is the journal's own history, which is not
+    in the archive: then the journal's leaves are that state, and a snapshot is needed.
+    """
+
+    parent: Lineage
+    seq: Seq
+    hash: FrameHash
+    state: ParentState | None
+    is_forced: bool
+    archive_epoch: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """Do not archive this shard: ``error`` says in one sentence why, and how to go on."""
+
+    error: BasenetError
+
+
+Continuation = Birth | Resume | Child | Refuse
+
+
+async def decide_continuation(
+    store: Store,
+    names: ShardNames,
+    *,
+    journal: JournalFacts | None,
+    key: PublicKeyBytes,
+    trusted: frozenset[PublicKeyBytes],
+    fetcher: Fetcher | None = None,
+) -> Continuation:
+    """Return how the node with the signing key ``key`` continues the shard's archive.
+
+    ``archive_epoch`` in the answer is the highest that was met: the lease must rise above it.
+    Raises `UnavailableError` and `StoreRefused` when the archive cannot be read now.
+    """
+    decision = _Decision(
+        names,
+        await read_catalog(store, names),
+        fetcher or Fetcher(store),
+        journal=journal,
+        key=key,
+        trusted=trusted,
+    )
+    try:
+        return await decision.decide()
+    except (UnavailableError, StoreRefused):
+        raise
+    except StoreNotFound as error:
+        raise UnavailableError(f"the archive changed while it was read: {error}") from error
+    except BasenetError as error:
+        return Refuse(error=error)
+
+
+class _Decision:
+    """One decision, and what was read for it."""
+
+    def __init__(
+        self,
+        names: ShardNames,
+        catalog: Catalog,
+        fetcher: Fetcher,
+        *,
+        journal: JournalFacts | None,
+        key: PublicKeyBytes,
+        trusted: frozenset[PublicKeyBytes],
+    ) -> None:
+        self._names = names
+        self._catalog = catalog
+        self._fetcher = fetcher
+        self._journal = journal
+        self._key = key
+        self._trusted = trusted
+        self._believed = trusted | {key}
+        self._facts: dict[str, LogFacts] = {}
+        self._archive_epoch = 0
+        self._notes: list[str] = []
+
+    async def decide(self) -> Continuation:
+        tip = await self._read_tip()
+        lineages = list_lineages(self._catalog)
+        if not lineages:
+            return self._begin(tip)
+        journal = self._journal
+        is_ours = (
+            journal is not None
+            and journal.lineage in lineages
+            and journal.is_written_by(self._key)
+            and await self._is_leaf(journal, lineages)
+        )
+        resume = await self._resume(journal, tip) if journal is not None and is_ours else None
+        return resume or await self._begin_child()
+
+    # An archive that holds nothing.
+
+    def _begin(self, tip: TipFacts | None) -> Continuation:
+        journal = self._journal
+        if tip is not None and (journal is None or tip.lineage != journal.lineage):
+            raise CorruptionError(
+                f"{self._names.tip} proves that frame {tip.head.seq} of lineage "
+                f"{tip.lineage.hex()} was archived, and nothing of it is there: bring the objects "
+                "back, or delete that TIP to give them up"
+            )
+        if journal is None:
+            return Birth(archive_epoch=self._archive_epoch)
+        if journal.first_seq <= journal.genesis_seq and journal.is_written_by(self._key):
+            return Resume(
+                archived_seq=Seq(journal.genesis_seq - 1),
+                needs_snapshot=False,
+                archive_epoch=self._archive_epoch,
+            )
+        # The log before is nowhere, and without its genesis a lineage cannot be placed.
+        return Child(
+            parent=journal.lineage,
+            seq=journal.tip_seq,
+            hash=journal.tip_hash,
+            state=None,
+            is_forced=not any(voter.key == self._key for voter in journal.config.voters),
+            archive_epoch=self._archive_epoch,
+            notes=("the archive is new to this journal, which holds no complete log",),
+        )
+
+    # Going on in our own lineage.
+
+    async def _is_leaf(self, journal: JournalFacts, lineages: Sequence[Lineage]) -> bool:
+        """Return whether nobody has continued our lineage."""
+        for lineage in lineages:
+            logs = self._catalog.items(lineage).logs
+            if lineage == journal.lineage or not logs:
+                continue
+            genesis = find_genesis((await self._read([logs[0]]))[0])
+            if genesis is None:
+                self._notes.append(f"lineage {lineage.hex()} has lost its genesis")
+            elif genesis.config.parent is not None and genesis.config.parent[0] == journal.lineage:
+                return False
+        return True
+
+    async def _resume(self, journal: JournalFacts, tip: TipFacts | None) -> Resume | None:
+        """Return where to go on, or None if the journal does not stand at or above the archive."""
+        items = self._catalog.items(journal.lineage)
+        stretch = await self._resolve(items)
+        sets = [item.set.to_seq for item in items.sets]
+        end = Seq(max([*(span.last for span in stretch.spans), *sets]))
+        if tip is not None and tip.lineage == journal.lineage and tip.head.seq > end:
+            self._check_tip_ahead(journal, tip, end)
+        if journal.tip_seq < end or not await self._is_same_at(journal, items, stretch, end):
+            return None
+        first_gap = find_gap(
+            stretch.spans, max([*(seq + 1 for seq in sets if seq <= end), journal.genesis_seq]), end
+        )
+        archived_seq = end if first_gap is None else Seq(first_gap[0] - 1)
+        needs_snapshot = journal.first_seq > archived_seq + 1
+        if first_gap is not None:
+            self._notes.append(f"the archive lacks the frames {first_gap[0]}..{first_gap[1]}")
+        if needs_snapshot:
+            archived_seq = Seq(journal.first_seq - 1)
+        return Resume(
+            archived_seq=archived_seq,
+            needs_snapshot=needs_snapshot,
+            archive_epoch=self._archive_epoch,
+            notes=tuple(self._notes),
+        )
+
+    def _check_tip_ahead(self, journal: JournalFacts, tip: TipFacts, end: Seq) -> None:
+        """Objects above ``end`` were deleted; go on only if our journal knows what they held."""
+        if journal.tip_seq < tip.head.seq:
+            raise CorruptionError(
+                f"{self._names.tip} proves that frame {tip.head.seq} was archived, but the log "
+                f"ends at {end} and this journal at {journal.tip_seq}: bring the objects back, or "
+                "delete that TIP to give them up"
+            )
+        self._notes.append(
+            f"{self._names.tip} proves that frame {tip.head.seq} was archived, but the log ends "
+            f"at {end}: what the journal still holds is shipped again"
+        )
+
+    async def _resolve(self, items: LineageItems) -> Stretch:
+        """Return who speaks for which frames; overlapping objects are read for it."""
+        await self._read(find_doubtful(items.logs))
+        return resolve(items.logs, self._facts)
+
+    async def _is_same_at(
+        self, journal: JournalFacts, items: LineageItems, stretch: Stretch, end: Seq
+    ) -> bool:
+        """Return whether the journal's frame ``end`` is the archive's."""
+        ours = await journal.hash_at(end)
+        last = stretch.spans[-1] if stretch.spans else None
+        if last is None or last.last != end:
+            # A snapshot reaches further than the log; it was made of this journal, or of none.
+            newest = items.sets[-1]
+            data = await self._fetcher.get(newest.name)
+            theirs = open_set(data, newest.name, newest.set, self._names).head.hash
+        else:
+            try:
+                facts = (await self._read([last.item]))[0]
+            except CorruptionError as error:
+                if journal.archived_seq < end:
+                    raise
+                self._notes.append(f"{error}; this journal knows that it wrote that object")
+                return True
+            theirs = facts.hash(end)
+        if ours is None:
+            return journal.archived_seq >= end
+        return ours == theirs
+
+    # A child lineage.
+
+    async def _begin_child(self) -> Child:
+        survey = Survey(self._fetcher, self._catalog)
+        plan = await survey.make_plan(Wish(), self._trusted)
+        tip = await read_tip_state(plan, survey, self._fetcher)
+        for span in plan.spans[-1:]:
+            await self._read([span.item])
+        return Child(
+            parent=plan.target.lineage,
+            seq=plan.target.seq,
+            hash=plan.target.hash,
+            state=tip.state,
+            is_forced=not tip.standing.accepts(self._key),
+            archive_epoch=self._archive_epoch,
+            notes=plan.notes,
+        )
+
+    # Reading.
+
+    async def _read_tip(self) -> TipFacts | None:
+        if self._catalog.tip is None:
+            return None
+        try:
+            tip = open_tip(await self._fetcher.get(self._names.tip), self._names)
+        except CorruptionError as error:
+            self._notes.append(f"{error}; it is written anew")
+            return None
+        if tip.signed.signer not in self._believed:
+            self._notes.append(f"{self._names.tip} is signed by a key that is not trusted")
+            return None
+        self._archive_epoch = max(self._archive_epoch, tip.signed.archive_epoch)
+        return tip
+
+    async def _read(self, items: Sequence[LogItem]) -> list[LogFacts]:
+        for item in items:
+            if item.name in self._facts:
+                continue
+            data = await self._fetcher.get(item.name)
+            segment = open_log(data, item.name, item.log, self._names)
+            facts = make_log_facts(segment, item.name, item.log)
+            self._facts[item.name] = facts
+            if facts.signed.signer in self._believed:
+                self._archive_epoch = max(self._archive_epoch, facts.signed.archive_epoch)
+        return [self._facts[item.name] for item in items]

@@ -1,0 +1,84 @@
+"""What a verification finds, while it goes through one shard, and how it reads objects."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from basenet.archive.fetch import Fetcher
+from basenet.archive.names import ShardNames
+from basenet.archive.port import StoreNotFound
+from basenet.units import PublicKeyBytes
+
+OnProgress = Callable[[int, int], None]
+"""Called with the bytes verified so far and the bytes of all objects."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """An object that is damaged, missing (then perhaps with a star) or not what it should be."""
+
+    object: str
+    sentence: str
+
+
+class Meter:
+    """Counts bytes and tells who wants to know."""
+
+    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
+        self._total = total
+        self._done = 0
+        self._on_progress = on_progress
+
+    def add(self, size: int) -> None:
+        """Say that ``size`` more bytes are verified."""
+        self._done += size
+        if self._on_progress is not None:
+            self._on_progress(min(self._done, self._total), self._total)
+
+
+class Inspection:
+    """One pass over one shard: what it works with, and what it has found so far.
+
+    ``horizon_ns``: what retention may have deleted is older. ``has_lost_objects``: an object that
+    was listed was gone when it was read.
+    """
+
+    def __init__(
+        self,
+        *,
+        names: ShardNames,
+        fetcher: Fetcher,
+        trusted: frozenset[PublicKeyBytes],
+        horizon_ns: int,
+        meter: Meter,
+    ) -> None:
+        self.names = names
+        self.fetcher = fetcher
+        self.trusted = trusted
+        self.horizon_ns = horizon_ns
+        self.meter = meter
+        self.notes: list[str] = []
+        self.verified_parts: set[tuple[str, bytes]] = set()
+        self.has_lost_objects = False
+        self._problems: dict[Problem, None] = {}  # in order, each once
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What was reported, in order."""
+        return tuple(self._problems)
+
+    def report(self, name: str, sentence: str) -> None:
+        """Take down a problem of the object ``name``."""
+        self._problems.setdefault(Problem(object=name, sentence=sentence))
+
+    def report_lost(self, name: str) -> None:
+        """Take down that an object that was listed is gone."""
+        self.has_lost_objects = True
+        self.report(name, "it was listed and is gone")
+
+    async def get(self, name: str) -> bytes | None:
+        """Return an object, or None after reporting that it is gone."""
+        try:
+            return await self.fetcher.get(name)
+        except StoreNotFound:
+            self.report_lost(name)
+            return None
