@@ -37,7 +37,7 @@ from basenet.archive.facts import LogFacts, TipFacts, make_log_facts, open_log, 
 from basenet.archive.fetch import Fetcher
 from basenet.archive.names import ShardNames
 from basenet.archive.parentstate import ParentState, read_tip_state
-from basenet.archive.plan import Wish, find_genesis, list_lineages
+from basenet.archive.plan import Plan, Wish, find_genesis, list_lineages
 from basenet.archive.port import Store, StoreNotFound, StoreRefused
 from basenet.archive.stretch import Stretch, find_doubtful, find_gap, resolve
 from basenet.archive.survey import Survey
@@ -305,9 +305,17 @@ class _Decision:
 
     # A child lineage.
 
-    async def _begin_child(self) -> Child:
+    async def _begin_child(self) -> Child | Resume:
         survey = Survey(self._fetcher, self._catalog)
         plan = await survey.make_plan(Wish(), self._trusted)
+        if self._is_unshipped_child(plan):
+            assert self._journal is not None, "only a journal can hold an unshipped child"
+            return Resume(
+                archived_seq=Seq(self._journal.genesis_seq - 1),
+                needs_snapshot=False,
+                archive_epoch=self._archive_epoch,
+                notes=plan.notes,
+            )
         tip = await read_tip_state(plan, survey, self._fetcher)
         for span in plan.spans[-1:]:
             await self._read([span.item])
@@ -319,6 +327,19 @@ class _Decision:
             is_forced=not tip.standing.accepts(self._key),
             archive_epoch=self._archive_epoch,
             notes=plan.notes,
+        )
+
+    def _is_unshipped_child(self, plan: Plan) -> bool:
+        """Return whether our lineage is the child of this very moment, of which nothing is stored.
+
+        It was born from an earlier decision like this one; its genesis still waits in our journal.
+        """
+        journal, target = self._journal, plan.target
+        return (
+            journal is not None
+            and journal.first_seq <= journal.genesis_seq
+            and journal.is_written_by(self._key)
+            and journal.config.parent == (target.lineage, target.seq, target.hash)
         )
 
     # Reading.

@@ -107,7 +107,8 @@ class Archiver:
         self.broken_seq = record.broken_seq
         self.snapshots = SnapshotHistory(seq=record.snapshot_seq, at_ns=record.snapshot_ns)
         is_known = before is not None and before.lineage == record.lineage
-        if self.uploader is not None and (not is_known or record.tip.seq > self._tip_seq):
+        has_unknown_frames = self.uploader is not None and record.tip.seq > self._tip_seq
+        if before is not None and (not is_known or has_unknown_frames):
             self._scope.cancel()
         self._lineage_came.set()
 

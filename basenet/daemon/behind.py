@@ -16,6 +16,7 @@ from pathlib import Path
 from basenet.journal.journal import Journal
 from basenet.sqlite import recover
 from basenet.sqlite.attach import Database, DetachedState, state_of
+from basenet.sqlite.captured import Cursor
 from basenet.sqlite.reinject import Missing, Reinjected, reinject
 from basenet.units import MIB, Seq, ShardId
 from basenet.wire.frame import Flag, Frame, Kind, decode_frame
@@ -27,11 +28,15 @@ _READ_BYTES_MAX = 8 * MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behind:
-    """The file is at the state after ``seq``; the chain's tip is ``tip_seq``."""
+    """The file is at the state after ``seq``; the chain's tip is ``tip_seq``.
+
+    ``expected``, ``log``: what the file and its log looked like when that was found out.
+    """
 
     seq: Seq
     tip_seq: Seq
     expected: DetachedState
+    log: Cursor
 
 
 def find_behind(
@@ -45,7 +50,12 @@ def find_behind(
     seq = past.get(StateTree(scan.page_size, scan.leaves).root())
     if seq is None or seq >= tip_seq:
         return None
-    return Behind(seq=seq, tip_seq=tip_seq, expected=state_of(database.database_fd))
+    return Behind(
+        seq=seq,
+        tip_seq=tip_seq,
+        expected=state_of(database.database_fd),
+        log=scan.cursor,
+    )
 
 
 def give_back(journal: Journal, shard: ShardId, path: Path, behind: Behind) -> Reinjected:
@@ -53,7 +63,9 @@ def give_back(journal: Journal, shard: ShardId, path: Path, behind: Behind) -> R
 
     Raises what `reinject` raises.
     """
-    return reinject(path, _missing(journal, shard, behind), expected=None)
+    return reinject(
+        path, _missing(journal, shard, behind), expected=behind.expected, log=behind.log
+    )
 
 
 def _missing(journal: Journal, shard: ShardId, behind: Behind) -> Iterator[Missing]:

@@ -129,6 +129,7 @@ class Follower:
                 await self._pump.room()
         finally:
             self._waker.wake.resume(self._key)
+            self._waker.look_again(self._key)
 
     async def _poll(self) -> Rest | None:
         self._is_polling = True

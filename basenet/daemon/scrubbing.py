@@ -6,6 +6,7 @@ or that somebody else changed the file: the cursor is forgotten, and the next se
 the difference into the chain, flagged RECOVERED and told loudly.
 """
 
+import secrets
 import time
 from typing import Final
 
@@ -35,6 +36,8 @@ async def scrub_forever(node: Node, shard: ShardId, session: Session) -> None:
         return
     scrubber = Scrubber(
         start_ns=time.monotonic_ns(),
+        # Anywhere: a daemon that is restarted every day would else never see the end of a file.
+        next_pgno=1 + secrets.randbelow(max(session.framer.tree.db_pages, 1)),
         bytes_per_second=settings.bytes_per_second_max,
         pass_seconds=settings.interval_seconds,
     )

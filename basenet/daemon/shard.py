@@ -54,6 +54,7 @@ from basenet.sqlite import attach, recover
 from basenet.sqlite.attach import Database, DetachedState
 from basenet.sqlite.capture import Capture, CapturePolicy
 from basenet.sqlite.captured import Captured, CaptureFlag, Cursor
+from basenet.sqlite.filesystem import require_usable
 from basenet.sqlite.pages import PageView
 from basenet.sqlite.resume import Outcome, find_place
 from basenet.units import ShardId
@@ -220,7 +221,7 @@ class Shard:
         self._node.waker.wake.ignore_opens(self.shard)
         if self._behind is not None:
             await self._give_back(self._behind)
-        database = await self._in_thread(attach.attach, self.path)
+        database = await self._in_thread(self._attach)
         capture = Capture(database, policy=CapturePolicy(self._node.config.capture.value))
         try:
             framer, flag = await self._continue_or_begin(database, capture)
@@ -242,6 +243,10 @@ class Shard:
             self.session = None
             with trio.CancelScope(shield=True):
                 await self._in_thread(capture.close)
+
+    def _attach(self) -> Database:
+        require_usable(self.path)
+        return attach.attach(self.path)
 
     async def _run_session(
         self, session: Session, flag: CaptureFlag | None

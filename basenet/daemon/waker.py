@@ -57,6 +57,11 @@ class Waker:
         self._doorbells.pop(key, None)
         self._recheck.forget(key)
 
+    def look_again(self, key: str) -> None:
+        """Look at ``key`` again and again, ever more rarely: a wake can precede its commit."""
+        self._recheck.after_wake(key, time.monotonic_ns())
+        self._changed.set()
+
     async def run(self) -> None:
         """Hand out signals for ever."""
         async with trio.open_nursery() as nursery:
@@ -75,10 +80,8 @@ class Waker:
             if doorbell is None:
                 continue
             doorbell.ring(signal)
-            if signal is Signal.WRITTEN:
-                # A wake can precede the commit that caused it: look again, ever more rarely.
-                self._recheck.after_wake(key, time.monotonic_ns())
-                self._changed.set()
+            if signal is not Signal.LISTING_CHANGED:
+                self.look_again(key)
 
     async def _keep_time(self) -> None:
         while True:

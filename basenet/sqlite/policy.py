@@ -41,6 +41,8 @@ QUIET_S: Final = 0.020
 CALM_S: Final = 0.005
 CALM_S_MAX: Final = 0.320
 SETTLE_S: Final = 1.0
+# Until the log is settled a TRUNCATE of the application may wait for our mark, unseen.
+WATCH_S: Final = 0.2
 PENALTY_S: Final = 120.0
 PENALTY_S_MAX: Final = 3_600.0
 _REFUSED_S: Final = 0.005
@@ -203,4 +205,5 @@ class PinPolicy:
         """Return when to be called again although nothing happens, or None: never."""
         if facts.is_settled or not facts.is_pinned:
             return None
-        return max(SETTLE_S - self.idle_s(now), self._retry_at - now, 0.001)
+        due_s = max(SETTLE_S - self.idle_s(now), self._retry_at - now, 0.001)
+        return min(due_s, WATCH_S)

@@ -14,8 +14,9 @@ the write lock in turn (P13), and the re-pinned mark 0 is in nobody's way.
 for the write lock; under it capture the rest, drop the pin, ONE checkpoint, pin again. Every reset
 needs the write lock, so nothing is unprotected in between, and the next writer starts the log anew.
 
-A pin on mark 0 is left only after a checkpoint of ours went through in the same generation: nobody
-with an older view of the log can then be copying frames that are not what it thinks (P11).
+A pin on mark 0 is left only after a checkpoint of ours went through in the same generation, or for
+one that holds the write lock: nobody with an older view of the log can then be copying frames that
+are not what it thinks (P11).
 """
 
 from collections.abc import Callable
@@ -120,7 +121,9 @@ class Rotation:
             self.pin.release()
         elif action is Action.ROTATE:
             self._rotate()
-        elif action is Action.SETTLE or (not has_news and self._checkpointer_waits()):
+        elif not has_news and self._is_waited_for(facts):
+            self._settle(is_waited_for=True)
+        elif action is Action.SETTLE:
             self._settle()
         else:
             return self.policy.next_call_s(now, facts)
@@ -133,18 +136,20 @@ class Rotation:
             return _UNREADABLE_RETRY_S
         return self.policy.next_call_s(self._clock(), facts)
 
-    def _checkpointer_waits(self) -> bool:
+    def _is_waited_for(self, facts: LogFacts) -> bool:
         """Return whether a checkpoint that wants the log empty may be waiting for our mark.
 
-        Such a one holds the write lock as well, so no commit comes while it waits.
+        Such a one holds the write lock as well, so no commit comes while it waits. Any mark of ours
+        can be in its way: 1..4 keep it from resetting the log, 0 from copying it.
         """
-        if not self.pin.is_held or self.pin.mark == 0:
+        if not facts.is_pinned or facts.is_settled:
             return False
         shm_fd = self._database.shm_fd
-        return (
-            locks.anyone(shm_fd, locks.WAL_CHECKPOINT_BYTE) is not None
-            and locks.anyone(shm_fd, locks.WAL_WRITE_BYTE) is not None
-        )
+        checkpointer = locks.anyone(shm_fd, locks.WAL_CHECKPOINT_BYTE)
+        if checkpointer is None:
+            return False
+        writer = locks.anyone(shm_fd, locks.WAL_WRITE_BYTE)
+        return writer is not None and writer.pid == checkpointer.pid
 
     def _checkpoint(self) -> bool:
         """Checkpoint once; return whether nobody else was at it."""
@@ -185,10 +190,13 @@ class Rotation:
         self.pin.complete_move()
         return True
 
-    def _settle(self) -> None:
+    def _settle(self, *, is_waited_for: bool = False) -> None:
         self.counters.settlings += 1
         for _ in range(_SETTLE_ROUNDS):
-            self._checkpoint()
+            # A checkpointer that also holds the write lock has read the log's state since it has
+            # it, so it cannot have an older view (P11); of any other one we do not know.
+            if not (self._checkpoint() or is_waited_for or self.pin.mark not in {0, None}):
+                break
             if not self._move_pin():
                 break
             facts = self.facts()

@@ -25,7 +25,7 @@ from basenet.units import (
     View,
     part_groups,
 )
-from basenet.wire.frame import Flag, Frame, Kind, encode_frame, encode_head, seal
+from basenet.wire.frame import Flag, Frame, Head, Kind, encode_frame, encode_head, seal
 from basenet.wire.merkle import StateTree, group_hash, leaf_hashes, normalised_first_page
 from basenet.wire.pageset import (
     IndexRow,
@@ -159,7 +159,16 @@ class Archive:
             )
         )
         records = [encode_frame(frame) for frame in frames]
-        sealed = self._seal(history, Role.LOG, start, records, len(records), archive_epoch, key)
+        sealed = self._seal(
+            history,
+            Role.LOG,
+            records,
+            head=frames[-1].head,
+            start=start,
+            count=len(records),
+            archive_epoch=archive_epoch,
+            key=key,
+        )
         self.store.put(name, sealed)
         return name
 
@@ -211,7 +220,9 @@ class Archive:
                 self.store.put(names.part(part_name), data)
                 written.append(names.part(part_name))
         records = [encode_head(head), encode_pageset(pages)]
-        sealed = self._seal(history, Role.PAGE_SET, head.seq, records, 0, archive_epoch, key)
+        sealed = self._seal(
+            history, Role.PAGE_SET, records, head=head, archive_epoch=archive_epoch, key=key
+        )
         self.store.put(manifest, sealed)
         return written
 
@@ -250,7 +261,9 @@ class Archive:
         """Put the TIP at ``seq``, by default the last frame; return its name."""
         head = history.frame(seq or history.tip.head.seq).head
         records = [encode_head(head)]
-        sealed = self._seal(history, Role.TIP, head.seq, records, 0, archive_epoch, key)
+        sealed = self._seal(
+            history, Role.TIP, records, head=head, archive_epoch=archive_epoch, key=key
+        )
         self.store.put(self.names(history).tip, sealed)
         return self.names(history).tip
 
@@ -258,13 +271,16 @@ class Archive:
         self,
         history: History,
         role: Role,
-        start: int,
         records: Sequence[bytes],
-        count: int,
+        *,
+        head: Head,
+        start: int | None = None,
+        count: int = 0,
         archive_epoch: int,
         key: Signer | None,
     ) -> bytes:
-        writer = key or history.signer
+        """Sign as whoever wrote ``head``, the object's last frame, unless ``key`` is given."""
+        writer = key or next(k for k in map(signer, range(1, 32)) if k.public == head.author)
         epoch = EpochRecord(
             archive_epoch=archive_epoch,
             lineage=history.lineage,
@@ -274,7 +290,7 @@ class Archive:
         )
         return encode_segment(
             shard=history.shard,
-            start_seq=Seq(start),
+            start_seq=Seq(start or head.seq),
             count=count,
             records=[encode_epoch(epoch), *records],
             signer=writer,

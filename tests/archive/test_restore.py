@@ -67,7 +67,7 @@ async def test_every_seq_comes_back_page_for_page(
 @pytest.mark.parametrize("inline", [False, True])
 @pytest.mark.parametrize("is_named_by_content", [False, True])
 async def test_a_page_set_alone_is_enough_for_its_own_seq(
-    tmp_path: Path, inline: bool, is_named_by_content: bool
+    tmp_path: Path, *, inline: bool, is_named_by_content: bool
 ) -> None:
     """Retention may have deleted all of the log but the genesis and what follows the set."""
     adopted = {pgno: bytes([pgno]) * 512 for pgno in range(1, 90)}
@@ -130,6 +130,7 @@ async def test_a_database_of_no_pages_is_an_empty_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.db").read_bytes() == b""
 
 
+@pytest.mark.system
 async def test_growth_beyond_the_lock_page_leaves_it_empty(tmp_path: Path) -> None:
     """The page at 1 GiB is a hole in the file and counts as zeros in the root."""
     page_size = 65536

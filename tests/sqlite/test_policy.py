@@ -14,6 +14,7 @@ from basenet.sqlite.policy import (
     SETTLE_S,
     UNCHECKED_FRAMES,
     UNCHECKED_S,
+    WATCH_S,
     Action,
     CapturePolicy,
     LogFacts,
@@ -186,10 +187,13 @@ def test_a_log_at_rest_is_settled_once() -> None:
     log.poll(0)
     log.poll(5)
     assert log.poll(0, 0.1) is Action.NOTHING
-    wait_s = log.policy.next_call_s(log.now, log.facts)
-    assert wait_s is not None
-    assert 0 < wait_s <= SETTLE_S
-    assert log.poll(0, wait_s) is Action.SETTLE
+    calls = 0
+    while (wait_s := log.policy.next_call_s(log.now, log.facts)) is not None:
+        calls += 1
+        assert 0 < wait_s <= WATCH_S
+        if log.poll(0, wait_s) is Action.SETTLE:
+            break
+    assert calls <= SETTLE_S / WATCH_S + 1
     log.rotated()
     assert log.poll(0, 50) is Action.NOTHING
     assert log.policy.next_call_s(log.now, log.facts) is None
