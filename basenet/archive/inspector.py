@@ -103,17 +103,19 @@ class LineageInspector:
 
     async def _resolve(self) -> Stretch:
         """Return who speaks for which frames; only when objects overlap they are read for it."""
-        items, facts = list(self._items.logs), {}
-        for item in find_doubtful(items):
-            found = await self._read_facts(item)
-            if found is None:
-                items.remove(item)
-            else:
-                facts[item.name] = found
+        items = list(self._items.logs)
+        facts: dict[str, LogFacts] = {}
+        while doubtful := find_doubtful(items, facts):
+            for item in doubtful:
+                found = await self._read_facts(item)
+                if found is None:
+                    items.remove(item)
+                else:
+                    facts[item.name] = found
         try:
             return resolve(items, facts)
         except ConflictError as error:
-            self._inspection.report(find_doubtful(items)[0].name, str(error))
+            self._inspection.report(self._names.lineage(self._items.lineage), str(error))
             return Stretch(spans=())
 
     async def _read_facts(self, item: LogItem) -> LogFacts | None:

@@ -193,6 +193,7 @@ class _Planner:
         self._wish = wish
         self._trusted = trusted
         self._notes: list[str] = []
+        self._stretches: dict[Lineage, Stretch] = {}
 
     def plan(self) -> Plan:
         line = self._choose_line()
@@ -204,6 +205,7 @@ class _Planner:
         self._check_reach(line, target, tip)
         base = None if item is None else self._open_base(item)
         self._note_abandoned(line)
+        self._note_orphans(line)
         return Plan(
             names=self._catalog.names,
             wish=self._wish,
@@ -258,21 +260,22 @@ class _Planner:
 
     def _resolve(self, reach: Reach, first: int, last: int) -> Stretch:
         """Return who speaks for the frames ``first`` .. ``last`` of ``reach``."""
+        whole = self._resolve_all(reach.lineage)
         first = max(first, reach.first)
         last = last if reach.last is None else min(last, reach.last)
-        items = [
-            item
-            for item in self._catalog.items(reach.lineage).logs
-            if item.log.end >= first and item.log.start <= last
-        ]
-        self._facts_of(find_doubtful(items))
-        stretch = resolve(items, self._book.logs)
         spans = [
             replace(span, first=Seq(max(span.first, first)), last=Seq(min(span.last, last)))
-            for span in stretch.spans
+            for span in whole.spans
             if span.last >= first and span.first <= last
         ]
-        return Stretch(spans=tuple(spans), orphans=stretch.orphans)
+        return Stretch(spans=tuple(spans), orphans=whole.orphans)
+
+    def _resolve_all(self, lineage: Lineage) -> Stretch:
+        if lineage not in self._stretches:
+            items = self._catalog.items(lineage).logs
+            self._facts_of(find_doubtful(items, self._book.logs))
+            self._stretches[lineage] = resolve(items, self._book.logs)
+        return self._stretches[lineage]
 
     def _sets_at_or_below(self, line: Sequence[Reach], seq: int) -> Iterator[tuple[int, SetItem]]:
         """Yield the page sets of the line, the newest first, each with its place in the line."""
@@ -337,8 +340,6 @@ class _Planner:
                     f"{self._catalog.names.lineage(reach.lineage)}log/ holds them; choose an "
                     f"earlier moment with --to-seq {gap[0] - 1}, or bring the objects back"
                 )
-            if stretch.orphans:
-                self._note_orphans(stretch.orphans)
             spans += stretch.spans
         return tuple(spans)
 
@@ -570,12 +571,13 @@ class _Planner:
                     "abandoned: another lineage went on from there"
                 )
 
-    def _note_orphans(self, orphans: Sequence[Span]) -> None:
-        for span in orphans:
-            self._notes.append(
-                f"frames {span.first}..{span.last} in {span.item.name} are orphaned: "
-                "a writer with a higher archive epoch took over"
-            )
+    def _note_orphans(self, line: Sequence[Reach]) -> None:
+        for reach in line:
+            for span in self._resolve_all(reach.lineage).orphans:
+                self._notes.append(
+                    f"frames {span.first}..{span.last} in {span.item.name} are orphaned: "
+                    "a writer with a higher archive epoch took over"
+                )
 
 
 def enter_lineage(

@@ -9,15 +9,16 @@ that restores every kept moment; the next pass goes on.
 Snapshots and retention of one shard are the business of one task, one after the other.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Final
 
 import trio
 
-from basenet.archive.catalog import Catalog, make_catalog, read_catalog
+from basenet.archive.catalog import Catalog, LogItem, make_catalog
 from basenet.archive.clock import SECOND_NS, SYSTEM_CLOCK, Clock
-from basenet.archive.facts import SetFacts, make_log_facts, open_log, open_set
+from basenet.archive.facts import LogFacts, SetFacts, make_log_facts, open_log, open_set
 from basenet.archive.fetch import Fetcher
 from basenet.archive.lease import Lease
 from basenet.archive.lineage import Reach, make_line
@@ -26,6 +27,7 @@ from basenet.archive.plan import Wish, find_genesis, list_lineages
 from basenet.archive.port import Entry, Store, StoreNotFound
 from basenet.archive.retention import (
     Deletion,
+    Kind,
     RetentionFacts,
     RetentionPlan,
     find_strays,
@@ -33,13 +35,20 @@ from basenet.archive.retention import (
 )
 from basenet.archive.survey import Survey
 from basenet.archive.trust import Genesis
-from basenet.errors import ConflictError, CorruptionError
+from basenet.errors import (
+    BasenetError,
+    ConflictError,
+    CorruptionError,
+    NotFoundError,
+    UsageError,
+)
 from basenet.units import Lineage, PublicKeyBytes, TimestampNs
 
-DELETES_MAX = 2000
-STRAYS_MAX = 64
-_CONCURRENT_DELETES = 4
-_DELETES_PER_LEASE = 100
+DELETES_MAX: Final = 2000
+STRAYS_MAX: Final = 64  # so many ages are asked for in one pass: each is a whole object
+NOTHING: Final = RetentionPlan(base=None, deletions=(), notes=())
+_CONCURRENT_DELETES: Final = 4
+_DELETES_PER_LEASE: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +93,16 @@ class Pruner:
         deleted then. Raises `ConflictError` when the lease is another's, and what the store raises.
         """
         entries = [entry async for entry in self._store.list(self._names.prefix)]
-        facts = await self._read_facts(make_catalog(self._names, entries))
+        catalog = make_catalog(self._names, entries)
+        if self._lineage not in list_lineages(catalog):
+            return PruneReport(plan=NOTHING, deleted=0, deleted_bytes=0, is_whole=True)
+        facts = await self._read_facts(catalog)
         plan = plan_retention(facts)
+        if config_logs := await self._find_config_logs(facts, plan):
+            plan = plan_retention(replace(facts, config_logs=config_logs))
         chosen = plan.deletions[:deletes_max]
         if plan.deletions:
-            await self._rehearse(entries, plan, facts)
+            await self._rehearse(entries, plan, facts.cutoff_ns)
         if not dry_run:
             await self._delete(chosen)
         return PruneReport(
@@ -101,20 +115,28 @@ class Pruner:
     # What the plan needs to know.
 
     async def _read_facts(self, catalog: Catalog) -> RetentionFacts:
-        geneses = {lineage: await self._read_genesis(catalog, lineage) for lineage in list_lineages(catalog)}
-        line = make_line(self._lineage, lambda lineage: _find(geneses, lineage))
-        sets = await self._read_sets(catalog, line)
+        geneses = {
+            lineage: await self._read_genesis(catalog, lineage)
+            for lineage in list_lineages(catalog)
+        }
+
+        def find(lineage: Lineage) -> Genesis | None:
+            if lineage not in geneses:
+                raise NotFoundError(f"lineage {lineage.hex()} has no objects")
+            return geneses[lineage]
+
+        line = make_line(self._lineage, find)
         facts = RetentionFacts(
             catalog=catalog,
             line=line,
             shared=_find_shared(line, geneses),
-            sets=sets,
-            config_logs=await self._find_config_logs(catalog, line, sets),
+            sets=await self._read_sets(catalog, line),
+            config_logs=frozenset(),
             ages_ns={},
             now_ns=self._clock.wall_ns(),
             retention_ns=self._retention_ns,
         )
-        return await self._with_ages(facts)
+        return replace(facts, ages_ns=await self._read_ages(find_strays(facts)[:STRAYS_MAX]))
 
     async def _read_genesis(self, catalog: Catalog, lineage: Lineage) -> Genesis | None:
         logs = catalog.items(lineage).logs
@@ -138,29 +160,122 @@ class Pruner:
                     sets[item.name] = facts
         return sets
 
-    async def _find_config_logs(
-        self, catalog: Catalog, line: Sequence[Reach], sets: dict[str, SetFacts]
-    ) -> frozenset[str]:
-        """Return the log objects with a CONFIG after the genesis.
+    async def _read_ages(self, strays: Sequence[Entry]) -> dict[str, int]:
+        """Return how old ``strays`` are, by the store's clock, where it says so."""
+        ages_ns: dict[str, int] = {}
+        for entry in strays:
+            try:
+                found = await self._store.get(entry.name)
+            except StoreNotFound:
+                continue
+            if found.modified_ns is not None:
+                now_ns = found.server_now_ns or self._clock.wall_ns()
+                ages_ns[entry.name] = now_ns - found.modified_ns
+        return ages_ns
 
-        A CONFIG begins an epoch, so where no page set has another epoch than the genesis there is
-        none below it, and nothing has to be read.
+    async def _find_config_logs(self, facts: RetentionFacts, plan: RetentionPlan) -> frozenset[str]:
+        """Return which of the log objects that are to go hold a CONFIG, and so must stay.
+
+        A CONFIG begins an epoch: a lineage whose last object has the epoch of its genesis has
+        none, and nothing else of it has to be read. What cannot be read stays, too.
         """
-        found: set[str] = set()
-        for reach in line:
-            items = catalog.items(reach.lineage)
-            genesis = reach.genesis
-            heads = [sets[item.name].head for item in items.sets if item.name in sets]
-            if genesis is None or not items.logs[1:]:
+        due = {deletion.name for deletion in plan.deletions if deletion.kind is Kind.LOG}
+        kept: set[str] = set()
+        for reach in facts.line:
+            logs = facts.catalog.items(reach.lineage).logs
+            doubtful = [item for item in logs if item.name in due]
+            if not doubtful:
                 continue
-            last = items.logs[-1]
-            is_same = all(head.epoch == genesis.head.epoch for head in heads)
-            if is_same and await self._has_epoch(last.name, genesis.head.epoch, catalog, reach):
+            last = await self._read_log(logs[-1])
+            genesis_epoch = reach.genesis.head.epoch if reach.genesis else None
+            if last is not None and last.epoch(last.log.end) == genesis_epoch:
                 continue
-            for item in items.logs[1:]:
-                segment = open_log(
-                    await self._fetcher.get(item.name), item.name, item.log, self._names
-                )
-                if make_log_facts(segment, item.name, item.log).configs:
-                    found.add(item.name)
-        return frozenset(found)
+            for item in doubtful:
+                found = await self._read_log(item)
+                if found is None or found.configs:
+                    kept.add(item.name)
+        return frozenset(kept)
+
+    async def _read_log(self, item: LogItem) -> LogFacts | None:
+        data = await self._fetcher.get(item.name)
+        try:
+            segment = open_log(data, item.name, item.log, self._names)
+            return make_log_facts(segment, item.name, item.log)
+        except CorruptionError:
+            return None
+
+    # Before and during the deletions.
+
+    async def _rehearse(
+        self, entries: Sequence[Entry], plan: RetentionPlan, cutoff_ns: int
+    ) -> None:
+        """Plan the restores of the oldest and the newest kept moment without what is to go."""
+        gone = {deletion.name for deletion in plan.deletions}
+        rest = make_catalog(self._names, [entry for entry in entries if entry.name not in gone])
+        wishes = [Wish(lineage=self._lineage)]
+        if plan.base is not None:
+            wishes.append(Wish(lineage=self._lineage, to_time_ns=TimestampNs(cutoff_ns)))
+        for wish in wishes:
+            try:
+                planned = await Survey(self._fetcher, rest).make_plan(wish, self._trusted)
+            except (CorruptionError, NotFoundError, ConflictError, UsageError) as error:
+                raise CorruptionError(
+                    f"nothing of shard {self._names.shard} was deleted, because the archive would "
+                    f"then not restore what it must: {error}"
+                ) from error
+        if plan.base is not None and (
+            planned.base is None or planned.base.item.name != plan.base.name
+        ):
+            raise CorruptionError(
+                f"nothing of shard {self._names.shard} was deleted, because a restore would not "
+                f"begin with {plan.base.name}; run `basenet verify` on the archive"
+            )
+
+    async def _delete(self, deletions: Sequence[Deletion]) -> None:
+        for _, group in groupby(deletions, key=lambda deletion: deletion.kind):
+            same = list(group)
+            for start in range(0, len(same), _DELETES_PER_LEASE):
+                await self._lease.ensure()
+                await self._delete_some(same[start : start + _DELETES_PER_LEASE])
+
+    async def _delete_some(self, deletions: Sequence[Deletion]) -> None:
+        """Delete objects of one kind, a few at a time; the first failure ends it."""
+        places = trio.CapacityLimiter(_CONCURRENT_DELETES)
+        failures: list[BasenetError] = []
+
+        async def delete(deletion: Deletion, scope: trio.CancelScope) -> None:
+            async with places:
+                try:
+                    await self._store.delete(deletion.name)
+                except BasenetError as error:
+                    failures.append(error)
+                    scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for deletion in deletions:
+                nursery.start_soon(delete, deletion, nursery.cancel_scope)
+        if failures:
+            raise failures[0]
+
+
+def _find_shared(
+    line: Sequence[Reach], geneses: Mapping[Lineage, Genesis | None]
+) -> frozenset[Lineage]:
+    """Return the lineages of the line that lineages beside it descend from.
+
+    A lineage beside it that has lost its genesis may descend from any of them.
+    """
+    on_line = {reach.lineage for reach in line}
+    shared: set[Lineage] = set()
+    for lineage in geneses:
+        if lineage in on_line:
+            continue
+        above: Lineage | None = lineage
+        while above is not None and above not in on_line:
+            genesis = geneses.get(above)
+            if genesis is None:
+                return frozenset(on_line)
+            above = genesis.config.parent[0] if genesis.config.parent else None
+        places = [number for number, reach in enumerate(line) if reach.lineage == above]
+        shared.update(reach.lineage for reach in line[: places[0] + 1] if places)
+    return frozenset(shared)

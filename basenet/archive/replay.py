@@ -35,7 +35,7 @@ from basenet.archive.stretch import Span
 from basenet.archive.trust import Genesis, Standing, change, check_author, check_signer
 from basenet.errors import ChainBroken, FrameCorrupt, UntrustedKey
 from basenet.keys.trust import get_fingerprint
-from basenet.units import HASH_BYTES, MIB, Lineage, lock_page
+from basenet.units import HASH_BYTES, MIB, ZERO_HASH, Lineage, lock_page
 from basenet.wire.frame import Flag, Frame, Head, Kind, check_link
 from basenet.wire.merkle import (
     leaf_hash,
@@ -255,6 +255,11 @@ class Replay:
             raise ChainBroken(
                 f"the replay ended at frame {head.seq}, {head.hash.hex()}, and not at the planned "
                 f"{target.seq}, {target.hash.hex()}"
+            )
+        if (hole := self._leaves.find(ZERO_HASH)) >= 0:
+            raise ChainBroken(
+                f"page {hole // HASH_BYTES + 1} of the database at frame {head.seq} is in no "
+                "object that was replayed; run `basenet verify` on the archive"
             )
         groups = parents(0, self._leaves)
         pages = len(self._leaves) // HASH_BYTES

@@ -5,21 +5,23 @@ Theory of operation
 
 As a rule the log objects of a lineage follow one another, and their names alone say so. Two may
 overlap: a writer that lost an answer cut its frames anew, or a writer without the lease went on
-beside the next one. Only then are the objects opened, all of them from the first overlap on:
+beside the next one. The objects that overlap are then opened. If their frames are equal, it is one
+history, and it does not matter whose are used. The first seq with different frames is a *fork*, and
+everything that reaches it is opened:
 
-* The higher archive epoch wins from its first seq. What an older epoch wrote there or beyond is
-  *orphaned*: listed, never used (P24).
-* Within one epoch the frames must be equal, and then it does not matter whose are used. Different
-  frames at one seq are two histories: `ConflictError`.
+* From the fork on the higher archive epoch wins, from its first seq. What an older epoch wrote
+  there or beyond is *orphaned*: listed, never used (P24).
+* Different frames at one seq under one epoch are two histories, and nobody can say which one is
+  right: `ConflictError`.
 
 ::
 
-    epoch 1   [1 .. 40][41 .. 60][61 .. 90]
+    epoch 1   [1 .. 40][41 .. 60][61 .. 90]         equal up to 52, a fork at 53
     epoch 2                [51 .. 70]
-    used       1 .. 40  41..50 51..70           orphaned: 51 .. 60 and 61 .. 90 of epoch 1
+    used       1 .. 40  41..52 53..70               orphaned: 53 .. 60 and 61 .. 90 of epoch 1
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from basenet.archive.catalog import LogItem
@@ -45,26 +47,39 @@ class Stretch:
     orphans: tuple[Span, ...] = ()
 
 
-def find_doubtful(items: Sequence[LogItem]) -> list[LogItem]:
-    """Return the log objects, of one lineage by start, that must be opened to resolve them all."""
-    overlap = _find_overlap(items)
-    return [] if overlap is None else [item for item in items if item.log.end >= overlap]
+def find_doubtful(items: Sequence[LogItem], facts: Mapping[str, LogFacts]) -> list[LogItem]:
+    """Return the log objects that must be opened next; none: `resolve` has what it needs.
+
+    ``items``: those of one lineage, by start; ``facts``: of the objects that were opened, by name.
+    """
+    overlapping = _find_overlapping(items)
+    unopened = [item for item in overlapping if item.name not in facts]
+    if unopened or not overlapping:
+        return unopened
+    fork = _find_fork(overlapping, facts)
+    if fork is None:
+        return []
+    return [item for item in items if item.log.end >= fork and item.name not in facts]
 
 
 def resolve(items: Sequence[LogItem], facts: Mapping[str, LogFacts]) -> Stretch:
-    """Return who speaks for which frames of ``items``, log objects of one lineage by start.
+    """Return who speaks for which frames, once `find_doubtful` asks for nothing more.
 
-    ``facts``: by name, of those that `find_doubtful` returns. Raises `ConflictError` for two
-    histories.
+    Raises `ConflictError` for two histories under one archive epoch.
     """
-    doubtful = {item: facts[item.name] for item in find_doubtful(items)}
-    usable, orphans = _cut_by_epoch(doubtful)
-    _refuse_two_histories(usable, doubtful)
-    laid = _lay(usable)
-    return Stretch(
-        spans=(*(_whole(item) for item in items if item not in doubtful), *laid),
-        orphans=tuple(orphan for orphan in orphans if not _is_copy(orphan, laid, doubtful)),
-    )
+    overlapping = _find_overlapping(items)
+    fork = _find_fork(overlapping, facts) if overlapping else None
+    if fork is None:
+        return Stretch(spans=tuple(_lay([_whole(item) for item in items])))
+    usable, orphans = _cut_by_epoch(items, facts, fork)
+    if conflict := next(_find_differences(usable, facts), None):
+        earlier, later, seq = conflict
+        raise ConflictError(
+            f"{earlier.item.name} and {later.item.name} hold different frames at seq {seq} under "
+            "one archive epoch: these are two histories, and neither is restored; remove the "
+            "object that is not yours"
+        )
+    return Stretch(spans=tuple(_lay(usable)), orphans=tuple(orphans))
 
 
 def find_gap(spans: Sequence[Span], first: int, last: int) -> tuple[Seq, Seq] | None:
@@ -86,25 +101,52 @@ def _whole(item: LogItem) -> Span:
     return Span(item=item, first=item.log.start, last=item.log.end)
 
 
-def _find_overlap(items: Sequence[LogItem]) -> Seq | None:
-    """Return the lowest seq that two objects hold."""
-    end = 0
+def _find_overlapping(items: Sequence[LogItem]) -> list[LogItem]:
+    """Return the objects that share a seq with another one, by start."""
+    found: dict[LogItem, None] = {}
+    furthest: LogItem | None = None
     for item in items:
-        if item.log.start <= end:
-            return item.log.start
-        end = item.log.end
-    return None
+        if furthest is not None and item.log.start <= furthest.log.end:
+            found |= {furthest: None, item: None}
+        if furthest is None or item.log.end > furthest.log.end:
+            furthest = item
+    return sorted(found, key=lambda item: item.log)
 
 
-def _cut_by_epoch(facts: dict[LogItem, LogFacts]) -> tuple[list[Span], list[Span]]:
+def _find_fork(overlapping: Sequence[LogItem], facts: Mapping[str, LogFacts]) -> int | None:
+    """Return the lowest seq at which two objects hold different frames."""
+    spans = [_whole(item) for item in overlapping]
+    return min((seq for _, _, seq in _find_differences(spans, facts)), default=None)
+
+
+def _find_differences(
+    spans: Sequence[Span], facts: Mapping[str, LogFacts]
+) -> Iterator[tuple[Span, Span, int]]:
+    """Yield pairs of spans, by start, with the first seq at which their frames differ."""
+    reaching: list[Span] = []
+    for span in spans:
+        reaching = [earlier for earlier in reaching if earlier.last >= span.first]
+        for earlier in reaching:
+            one, two = facts[earlier.item.name], facts[span.item.name]
+            for seq in range(span.first, min(earlier.last, span.last) + 1):
+                if one.hash(seq) != two.hash(seq):
+                    yield earlier, span, seq
+                    break
+        reaching.append(span)
+
+
+def _cut_by_epoch(
+    items: Sequence[LogItem], facts: Mapping[str, LogFacts], fork: int
+) -> tuple[list[Span], list[Span]]:
     """Return what is usable of each object, and what a higher archive epoch orphaned."""
+    epochs = {item: facts[item.name].signed.archive_epoch for item in items if item.log.end >= fork}
     taken_over: dict[int, int] = {}
-    for item, fact in facts.items():
-        epoch = fact.signed.archive_epoch
-        taken_over[epoch] = min(item.log.start, taken_over.get(epoch, item.log.start))
+    for item, epoch in epochs.items():
+        start = max(item.log.start, fork)
+        taken_over[epoch] = min(start, taken_over.get(epoch, start))
     usable, orphans = [], []
-    for item, fact in facts.items():
-        starts = [start for epoch, start in taken_over.items() if epoch > fact.signed.archive_epoch]
+    for item in items:
+        starts = [start for epoch, start in taken_over.items() if epoch > epochs.get(item, epoch)]
         last = min([item.log.end, *(start - 1 for start in starts)])
         if last >= item.log.start:
             usable.append(Span(item=item, first=item.log.start, last=Seq(last)))
@@ -112,33 +154,6 @@ def _cut_by_epoch(facts: dict[LogItem, LogFacts]) -> tuple[list[Span], list[Span
             first = max(item.log.start, last + 1)
             orphans.append(Span(item=item, first=Seq(first), last=item.log.end))
     return usable, orphans
-
-
-def _refuse_two_histories(usable: Sequence[Span], facts: dict[LogItem, LogFacts]) -> None:
-    """Raise `ConflictError` if two spans hold different frames at one seq."""
-    reaching: list[Span] = []
-    for span in usable:
-        reaching = [earlier for earlier in reaching if earlier.last >= span.first]
-        for earlier in reaching:
-            for seq in range(span.first, min(earlier.last, span.last) + 1):
-                if facts[earlier.item].hash(seq) != facts[span.item].hash(seq):
-                    raise ConflictError(
-                        f"{earlier.item.name} and {span.item.name} hold different frames at seq "
-                        f"{seq} under one archive epoch: these are two histories, and neither is "
-                        "restored; remove the object that is not yours"
-                    )
-        reaching.append(span)
-
-
-def _is_copy(orphan: Span, laid: Sequence[Span], facts: dict[LogItem, LogFacts]) -> bool:
-    """Return whether all that ``orphan`` holds is held, with equal frames, by what is used."""
-    copied = 0
-    for span in laid:
-        for seq in range(max(span.first, orphan.first), min(span.last, orphan.last) + 1):
-            if facts[span.item].hash(seq) != facts[orphan.item].hash(seq):
-                return False
-            copied += 1
-    return copied == orphan.last - orphan.first + 1
 
 
 def _lay(usable: Sequence[Span]) -> list[Span]:

@@ -29,11 +29,13 @@ from basenet.archive.continuation import (
     decide_continuation,
 )
 from basenet.archive.lease import Holder, Lease
-from basenet.archive.names import ShardNames
+from basenet.archive.names import LogName, ShardNames
 from basenet.archive.port import Store
 from basenet.archive.probe import probe
-from basenet.archive.publish import Publisher
+from basenet.archive.prune import Pruner
+from basenet.archive.publish import Publisher, read_newest_set
 from basenet.archive.seal import Seal
+from basenet.archive.snapshot import Snapshots
 from basenet.archive.tip import TipWriter
 from basenet.archive.uploader import ArchiveFacts, Uploader, UploadSettings
 from basenet.daemon.chain import Parent
@@ -42,7 +44,7 @@ from basenet.daemon.failures import only_error
 from basenet.daemon.host import Host
 from basenet.daemon.node import Node
 from basenet.daemon.pump import FinalFrame
-from basenet.daemon.upkeep import SnapshotHistory, Upkeep
+from basenet.daemon.upkeep import History, Upkeep
 from basenet.errors import BasenetError
 from basenet.journal.records import ShardRecord
 from basenet.units import MIB, Lineage, Seq, ShardId, TimestampNs
@@ -91,13 +93,14 @@ class Archiver:
         self._tip_seq = Seq(0)
         self._collected: list[FinalFrame] = []
         self.upkeep: Upkeep | None = None
-        self.snapshots = SnapshotHistory()
+        self.history = History()
         self.broken_seq: Seq | None = None
         self.dropped = 0
+        self._put_bytes = 0
 
     def next_snapshot_ns(self) -> int | None:
-        """Return when the next snapshot is due by time."""
-        return None
+        """Return when the next snapshot is due, as far as that is known."""
+        return self.upkeep.plan().due_ns if self.upkeep is not None else None
 
     # What the shard tells
 
@@ -105,7 +108,11 @@ class Archiver:
         """Take in that the shard goes on from ``record``; frames of it may be unknown here."""
         before, self._record = self._record, record
         self.broken_seq = record.broken_seq
-        self.snapshots = SnapshotHistory(seq=record.snapshot_seq, at_ns=record.snapshot_ns)
+        self.history = History(
+            base_seq=record.snapshot_seq,
+            base_ns=record.snapshot_ns,
+            is_broken=record.broken_seq is not None,
+        )
         is_known = before is not None and before.lineage == record.lineage
         has_unknown_frames = self.uploader is not None and record.tip.seq > self._tip_seq
         if before is not None and (not is_known or has_unknown_frames):
@@ -143,6 +150,7 @@ class Archiver:
     def on_dropped(self, seq: Seq) -> int:
         """Take in that the journal dropped the frames up to ``seq``; return how many waited."""
         self.broken_seq = seq
+        self.history.is_broken = True
         self.dropped += seq - max(self._shard.progress.archived_seq, 0)
         return self.uploader.skip(seq) if self.uploader is not None else 0
 
@@ -203,12 +211,14 @@ class Archiver:
         lease.raise_epoch_floor(decision.archive_epoch)
         self._shard.progress.set_archived(decision.archived_seq, None)
         if decision.needs_snapshot:
-            self.snapshots = SnapshotHistory()
-        uploader, publisher = await self._build(store, lease, record)
-        self.error = None
-        self.upkeep = Upkeep(
-            node=self._node, shard=self._shard, publisher=publisher, history=self.snapshots
+            self.history = History()
+        seal = Seal(
+            names=self._names, lineage=Lineage(record.lineage), signer=self._node.author.signer
         )
+        uploader = await self._make_uploader(store, seal, lease, record)
+        self.upkeep = self._make_upkeep(store, seal, lease)
+        await self._measure_log(store, seal)
+        self.error = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(uploader.run)
             nursery.start_soon(self.upkeep.run)
@@ -264,11 +274,39 @@ class Archiver:
                 return await make_parent(self._node.journalist, self._shard.shard, decision, None)
         return None
 
-    async def _build(
-        self, store: Store, lease: Lease, record: ShardRecord
-    ) -> tuple[Uploader, Publisher]:
-        config, author = self._node.config, self._node.author
-        seal = Seal(names=self._names, lineage=Lineage(record.lineage), signer=author.signer)
+    def _make_upkeep(self, store: Store, seal: Seal, lease: Lease) -> Upkeep:
+        config, trusted = self._node.config, self._node.trusted
+        publisher = Publisher(store=store, seal=seal, lease=lease, trusted=trusted)
+        return Upkeep(
+            node=self._node,
+            shard=self._shard,
+            snapshots=Snapshots(publisher=publisher, folder=config.data_dir),
+            pruner=Pruner(
+                store=store,
+                names=self._names,
+                lease=lease,
+                lineage=seal.lineage,
+                trusted=trusted,
+                retention_seconds=config.retention_seconds,
+            ),
+            history=self.history,
+        )
+
+    async def _measure_log(self, store: Store, seal: Seal) -> None:
+        """Find out how much log the archive holds since the newest snapshot."""
+        newest = await read_newest_set(store, seal, self._node.trusted)
+        if newest is not None:
+            self.history.stored_bytes = newest.stored_bytes
+        prefix = self._names.lineage(seal.lineage) + "log/"
+        async for entry in store.list(prefix):
+            parsed = self._names.parse(entry.name)
+            if isinstance(parsed, LogName) and parsed.start > self.history.base_seq:
+                self.history.log_bytes += entry.size
+
+    async def _make_uploader(
+        self, store: Store, seal: Seal, lease: Lease, record: ShardRecord
+    ) -> Uploader:
+        config = self._node.config
         self._collected = []
         # What the journal dropped at its cap never comes: the archive goes on behind the gap.
         archived_seq = Seq(max(self._shard.progress.archived_seq, self.broken_seq or 0))
@@ -304,12 +342,11 @@ class Archiver:
             ),
         )
         self._tip_seq = backlog.tip_seq
-        self.uploader = uploader
+        self.uploader, self._put_bytes = uploader, 0
         collected, self._collected = self._collected, []
         for frame in collected:
             self._take(frame)
-        publisher = Publisher(store=store, seal=seal, lease=lease, trusted=self._node.trusted)
-        return uploader, publisher
+        return uploader
 
     async def _on_archived(self, seq: Seq, at_ns: int) -> None:
         shard = self._shard.shard
@@ -320,6 +357,10 @@ class Archiver:
             )
         )
         self._shard.progress.set_archived(seq, at_ns)
+        if self.uploader is not None:
+            put_bytes = self.uploader.facts().put_bytes
+            self.history.log_bytes += put_bytes - self._put_bytes
+            self._put_bytes = put_bytes
 
     async def close(self) -> None:
         """Ship what is final and release the lease, within bounds."""

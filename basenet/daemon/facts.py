@@ -129,7 +129,7 @@ class Facts:
             last_captured_ns=tip.timestamp_ns if tip else None,
             last_archived_ns=progress.archived_ns,
             next_snapshot_ns=shard.archiver.next_snapshot_ns(),
-            last_snapshot_seq=shard.archiver.snapshots.seq or None,
+            last_snapshot_seq=shard.archiver.history.base_seq or None,
             last_restore_point_ns=progress.marks.archived.timestamp_ns
             if progress.marks.archived
             else None,

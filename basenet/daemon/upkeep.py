@@ -1,103 +1,132 @@
 """Snapshots and retention of one shard: one task, one after the other.
 
 Retention must not delete a part that a snapshot has just found, so both are done here in turn.
-A snapshot is background work: it waits its turn among all shards, and a failed one leaves nothing
-behind and is tried again.
+When a snapshot is due is `archive.schedule`'s decision; what retention deletes is
+`archive.retention`'s. A failed one leaves nothing behind and is tried again.
 """
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 import trio
 
-from basenet.archive.publish import Published, Publisher
+from basenet.archive.prune import Pruner
+from basenet.archive.publish import Published
+from basenet.archive.schedule import SnapshotNeed, SnapshotPlan, plan_snapshot
 from basenet.archive.snapshot import Snapshots
 from basenet.daemon.host import Host
 from basenet.daemon.node import Node
 from basenet.daemon.snapshots import SnapshotReader
-from basenet.errors import BasenetError, UnavailableError
+from basenet.errors import BasenetError, ConflictError
 from basenet.units import Seq
 
 log = structlog.get_logger()
 
 _NO_SEQ: Final = Seq(0)
 _LOOK_S: Final = 1.0
-_RETRY_S: Final = 5.0
-_RETRY_S_MAX: Final = 300.0
+_PRUNE_S_MIN: Final = 5.0
+_PRUNE_S_MAX: Final = 3600.0
 
 
 @dataclass(slots=True, kw_only=True)
-class SnapshotHistory:
-    """The newest snapshot of a shard; ``seq`` 0: none yet."""
+class History:
+    """What the archive holds of a shard to restore from.
 
-    seq: Seq = _NO_SEQ
-    at_ns: int = 0
+    ``base_seq``: the newest snapshot, or the genesis of a database that was born empty; 0: none
+    yet. ``log_bytes``: log objects since. ``is_broken``: frames since the base never arrived.
+    """
+
+    base_seq: Seq = _NO_SEQ
+    base_ns: int = 0
     stored_bytes: int = 0
+    log_bytes: int = 0
+    is_broken: bool = False
 
 
 class Upkeep:
     """Takes the snapshots that are due and deletes what no kept moment needs."""
 
     def __init__(
-        self,
-        *,
-        node: Node,
-        shard: Host,
-        publisher: Publisher,
-        history: SnapshotHistory,
+        self, *, node: Node, shard: Host, snapshots: Snapshots, pruner: Pruner, history: History
     ) -> None:
-        self.error: str | None = None
+        self.history = history
         self.reader: SnapshotReader | None = None
+        self.error: str | None = None
         self._node = node
         self._shard = shard
-        self.snapshots = Snapshots(publisher=publisher, folder=node.config.data_dir)
-        self._history = history
+        self._snapshots = snapshots
+        self._pruner = pruner
         self._log = log.bind(shard=shard.shard)
+        self._failures = 0
+        self._failed_ns = 0
+        # Shards that were born together take their snapshots one after the other.
+        self._phase = (hash(shard.shard) % 1_000) / 1_000
+        self._prune_at_s = trio.current_time() + self._prune_pause_s
 
     @property
     def keep_from(self) -> Seq | None:
         """The first frame that the journal must keep for a snapshot that is being made."""
         return self.reader.keep_from if self.reader is not None else None
 
+    @property
+    def _prune_pause_s(self) -> float:
+        half_s = self._node.config.retention_seconds / 2
+        return min(max(half_s, _PRUNE_S_MIN), _PRUNE_S_MAX)
+
+    def plan(self) -> SnapshotPlan:
+        """Return when the next snapshot is due, and why."""
+        session, history = self._shard.session, self.history
+        need = SnapshotNeed(
+            db_pages=session.framer.tree.db_pages if session else 0,
+            has_base=history.base_seq > 0,
+            base_ns=history.base_ns,
+            base_stored_bytes=history.stored_bytes,
+            log_bytes=history.log_bytes,
+            is_log_broken=history.is_broken,
+            failures=self._failures,
+            failed_ns=self._failed_ns,
+        )
+        interval_s = self._node.config.snapshot_interval_seconds
+        return plan_snapshot(need, interval_seconds=interval_s, phase=self._phase)
+
     async def run(self) -> None:
-        """Keep the archive in order for ever; only the archive's own conflicts end it."""
-        retry_s = _RETRY_S
+        """Keep the archive in order for ever; only a conflict (a lost lease) ends it."""
         while True:
-            if not self._is_snapshot_due():
-                await trio.sleep(_LOOK_S)
-                continue
-            try:
-                await self.take_snapshot()
-            except UnavailableError as error:
-                self._show(error)
-                await trio.sleep(retry_s)
-                retry_s = min(2 * retry_s, _RETRY_S_MAX)
+            if self.plan().is_due(time.time_ns()):
+                await self._tried("snapshot_failed", self._take_snapshot)
+            elif trio.current_time() >= self._prune_at_s:
+                self._prune_at_s = trio.current_time() + self._prune_pause_s
+                await self._tried("retention_failed", self._prune)
             else:
-                self.error = None
-                retry_s = _RETRY_S
+                await trio.sleep(_LOOK_S)
 
-    def _is_snapshot_due(self) -> bool:
-        shard = self._shard
-        if shard.session is None or shard.session.framer.tree.db_pages == 0:
-            return False
-        return not self._history.seq
+    async def _tried(self, event: str, act: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await act()
+        except ConflictError:
+            raise
+        except BasenetError as error:
+            self._failures += 1
+            self._failed_ns = time.time_ns()
+            if str(error) != self.error:
+                self._log.warning(event, error=str(error))
+            self.error = str(error)
+        else:
+            self._failures = 0
+            self.error = None
 
-    def _show(self, error: BasenetError) -> None:
-        if str(error) != self.error:
-            self._log.warning("snapshot_failed", error=str(error))
-        self.error = str(error)
-
-    async def take_snapshot(self) -> Published:
-        """Take a snapshot now and return what was stored."""
+    async def _take_snapshot(self) -> None:
         self.reader = SnapshotReader(self._node, self._shard)
         started_s = trio.current_time()
         try:
-            published = await self.snapshots.take(self.reader, before_manifest=self._wait_archived)
+            published = await self._snapshots.take(self.reader, before_manifest=self._wait_archived)
         finally:
             self.reader = None
         await self._remember(published)
+        self._prune_at_s = trio.current_time()
         self._log.info(
             "snapshot",
             seq=published.seq,
@@ -106,16 +135,24 @@ class Upkeep:
             new_bytes=published.new_bytes,
             seconds=round(trio.current_time() - started_s, 2),
         )
-        return published
 
     async def _wait_archived(self, seq: Seq) -> None:
         progress = self._shard.progress
         await progress.wait_until(lambda: progress.archived_seq >= seq)
 
     async def _remember(self, published: Published) -> None:
-        shard, seq, now_ns = self._shard.shard, published.seq, time.time_ns()
+        shard, now_ns = self._shard.shard, time.time_ns()
+        history = self.history
+        history.base_seq, history.base_ns = published.seq, now_ns
+        history.stored_bytes = published.stored_bytes
+        history.log_bytes = 0
+        history.is_broken = False
         await self._node.journalist.perform(
-            lambda journal: journal.set_snapshot(shard, seq, now_ns)
+            lambda journal: journal.set_snapshot(shard, published.seq, now_ns)
         )
-        self._history.seq, self._history.at_ns = seq, now_ns
-        self._history.stored_bytes = published.stored_bytes
+        await self._node.journalist.perform(lambda journal: journal.set_broken(shard, None))
+
+    async def _prune(self) -> None:
+        report = await self._pruner.run()
+        if report.deleted:
+            self._log.info("retention", deleted=report.deleted, bytes=report.deleted_bytes)

@@ -181,14 +181,11 @@ class PinPolicy:
         if idle_s >= QUIET_S:
             due = idle_s >= SETTLE_S or since >= SETTLE_FRAMES
             return Action.SETTLE if due and may_retry and not facts.is_settled else Action.NOTHING
-        if self.is_strict(now):
-            return Action.ROTATE if since >= ROTATE_FRAMES and may_retry else Action.NOTHING
-        if now >= self._calm_after and self._pinned_frames >= RELEASE_FRAMES:
+        is_calm = now >= self._calm_after and not self.is_strict(now)
+        if is_calm and self._pinned_frames >= RELEASE_FRAMES:
             self._unchecked_since = None
             return Action.RELEASE
-        if since >= UNCHECKED_FRAMES and may_retry:
-            return Action.ROTATE
-        return Action.NOTHING
+        return Action.ROTATE if since >= ROTATE_FRAMES and may_retry else Action.NOTHING
 
     def _decide_free(self, now: float, facts: LogFacts) -> Action:
         if self.is_strict(now) or self._wants_pin:
