@@ -276,7 +276,8 @@ class _Decision:
 
     async def _resolve(self, items: LineageItems) -> Stretch:
         """Return who speaks for which frames; overlapping objects are read for it."""
-        await self._read(find_doubtful(items.logs))
+        while doubtful := find_doubtful(items.logs, self._facts):
+            await self._read(doubtful)
         return resolve(items.logs, self._facts)
 
     async def _is_same_at(

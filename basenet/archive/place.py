@@ -77,7 +77,7 @@ class Draft:
             while written < len(data):
                 written += os.pwrite(self._file, data[written:], offset + written)
 
-    def write_all(self, offset: int, pieces: Sequence[bytes]) -> None:
+    def write_all(self, offset: int, pieces: Sequence[bytes | memoryview]) -> None:
         """Write ``pieces`` end to end from ``offset``, with one call as a rule."""
         size = sum(len(piece) for piece in pieces)
         with _translating(self.path):

@@ -1,10 +1,10 @@
 """Carrying retention out: read what the plan needs, rehearse a restore, delete in order.
 
-Only the holder of the lease deletes, and it makes sure of that again and again while it does. Before
-the first deletion the restore of the oldest kept moment and that of the newest are *planned* on the
-listing without the objects that are to go: if either cannot be planned any more, nothing is deleted
-and the sentence says why. A pass that is broken off (a crash, a store that fails) leaves an archive
-that restores every kept moment; the next pass goes on.
+Only the holder of the lease deletes, and it makes sure of that again and again while it does.
+Before the first deletion the restore of the oldest kept moment and that of the newest are *planned*
+on the listing without the objects that are to go: if either cannot be planned any more, nothing is
+deleted and the sentence says why. A pass that is broken off (a crash, a store that fails) leaves an
+archive that restores every kept moment; the next pass goes on.
 
 Snapshots and retention of one shard are the business of one task, one after the other.
 """
@@ -271,7 +271,9 @@ def _find_shared(
         if lineage in on_line:
             continue
         above: Lineage | None = lineage
-        while above is not None and above not in on_line:
+        for _ in geneses:  # whatever the geneses say, a way up is no longer than that
+            if above is None or above in on_line:
+                break
             genesis = geneses.get(above)
             if genesis is None:
                 return frozenset(on_line)

@@ -14,43 +14,33 @@ is used before it is proven, and the proofs build on one another:
   a page that was lost, stale or misplaced anywhere on the way cannot survive.
 
 Within an object the newest image of a page wins, and a frame whose pages are all older is not even
-unpacked; across objects the file is simply overwritten. After a shrink the pages beyond the new end
-are gone: if the database grows again, a frame carries them anew, and a page that none carries
-leaves a hole in the leaves, which the root does not forgive.
+unpacked; across objects later pages replace earlier ones. After a shrink the pages beyond the new
+end are gone: if the database grows again, a frame carries them anew, and a page that none carries
+leaves a hole in the leaves, which is refused.
 
 Bytes 18 and 19 of page 1 are written as 2 (WAL), as they stand in a checkpointed source.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from struct import Struct, unpack_from
-from struct import error as StructError  # noqa: N812  (it is an exception's class)
 from typing import Final
 
 from basenet.archive.facts import Signed, naming, sign_of
+from basenet.archive.pagebuffer import PageBuffer
 from basenet.archive.place import Draft
 from basenet.archive.plan import Base, Plan, enter_lineage, is_born_empty
 from basenet.archive.setreader import SetReader
 from basenet.archive.stretch import Span
 from basenet.archive.trust import Genesis, Standing, change, check_author, check_signer
-from basenet.errors import ChainBroken, FrameCorrupt, UntrustedKey
+from basenet.errors import ChainBroken, UntrustedKey
 from basenet.keys.trust import get_fingerprint
-from basenet.units import HASH_BYTES, MIB, ZERO_HASH, Lineage, lock_page
+from basenet.units import HASH_BYTES, MIB, ZERO_HASH, Lineage
 from basenet.wire.frame import Flag, Frame, Head, Kind, check_link
-from basenet.wire.merkle import (
-    leaf_hash,
-    leaf_hashes,
-    normalised_first_page,
-    parents,
-    root_of_groups,
-)
-from basenet.wire.payload import CommitPayload, decode_commit
+from basenet.wire.merkle import normalised_first_page, parents, root_of_groups
+from basenet.wire.payload import decode_commit, decode_commit_summary
 from basenet.wire.segment import Segment
 
 WRITE_BYTES: Final = 4 * MIB
-# The fields of a COMMIT that say which pages it carries; `wire.payload` has the whole layout.
-_COMMIT_FIELDS: Final = Struct(">IIII")  # page_size, db_pages, commits, n
-_PGNOS_OFFSET: Final = 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +49,7 @@ class _Touch:
 
     frame: Frame
     db_pages: int
-    pgnos: tuple[int, ...]
+    pgnos: list[int]
 
 
 class Replay:
@@ -76,8 +66,7 @@ class Replay:
         self._standing = plan.standing
         self._lineage: Lineage | None = None
         self._head: Head | None = None
-        self._page_size = 0
-        self._leaves = bytearray()
+        self._pages = PageBuffer(draft, 0, bytearray())
 
     @property
     def head(self) -> Head:
@@ -88,13 +77,13 @@ class Replay:
     @property
     def size_bytes(self) -> int:
         """How large the database is now."""
-        return len(self._leaves) // HASH_BYTES * self._page_size
+        return self._pages.db_pages * self._pages.page_size
 
     def begin_base(self, base: Base, reader: SetReader) -> None:
         """Start from the page set ``base``, and make room for its pages."""
         self._lineage, self._head = base.item.set.lineage, base.facts.head
-        self._page_size = reader.pages.page_size
-        self._leaves = bytearray(reader.pages.db_pages * HASH_BYTES)
+        leaves = bytearray(reader.pages.db_pages * HASH_BYTES)
+        self._pages = PageBuffer(self._draft, reader.pages.page_size, leaves)
         self._draft.resize(self.size_bytes)
         self._check_tip(base.facts.head, base.item.name)
 
@@ -104,11 +93,12 @@ class Replay:
         """Verify part ``number`` of the base, write its pages, and return how many bytes."""
         waiting: list[bytes] = []
         offset = size = 0
+        leaves, page_size = self._pages.leaves, self._pages.page_size
         for block in reader.read_part(number, data, name):
             first = block.first_pgno - 1
-            self._leaves[first * HASH_BYTES : first * HASH_BYTES + len(block.leaves)] = block.leaves
+            leaves[first * HASH_BYTES : first * HASH_BYTES + len(block.leaves)] = block.leaves
             if not waiting:
-                offset, size = first * self._page_size, 0
+                offset, size = first * page_size, 0
             waiting.append(normalised_first_page(block.pages) if first == 0 else block.pages)
             size += len(block.pages)
             if size >= WRITE_BYTES:
@@ -158,7 +148,7 @@ class Replay:
         if self._head is None:
             if genesis.config.parent is not None or not is_born_empty(genesis):
                 raise ChainBroken(f"genesis {frame.head.seq} needs a state that nothing gives")
-            self._page_size = genesis.config.page_size
+            self._pages.page_size = genesis.config.page_size
         else:
             assert self._lineage is not None, "every frame has a lineage"
             check_descent(self._head, self._lineage, genesis)
@@ -179,19 +169,20 @@ class Replay:
     # The pages.
 
     def _write_commits(self, frames: Sequence[Frame]) -> None:
-        """Write the newest image of every page that ``frames`` carry."""
+        """Hand on the newest image of every page that ``frames`` carry."""
         touches = self._read_touches(frames)
         if not touches:
             return
-        self._resize(touches)
-        done: set[int] = set()
         end = touches[-1].db_pages
+        self._pages.resize(min(touch.db_pages for touch in touches), end)
+        done: set[int] = set()
         for touch in reversed(touches):
             wanted = [
-                index for index, pgno in enumerate(touch.pgnos) if pgno <= end and pgno not in done
+                place for place, pgno in enumerate(touch.pgnos) if pgno <= end and pgno not in done
             ]
             if wanted:
-                self._write_pages(decode_commit(touch.frame.payload), touch.pgnos, wanted)
+                commit = decode_commit(touch.frame.payload)
+                self._pages.put(touch.pgnos, commit.pages, wanted)
                 done.update(touch.pgnos)
             end = min(end, touch.db_pages)
 
@@ -201,52 +192,16 @@ class Replay:
         for frame in frames:
             if frame.head.kind is not Kind.COMMIT:
                 continue
-            payload, seq = frame.payload, frame.head.seq
-            try:
-                page_size, db_pages, _, count = _COMMIT_FIELDS.unpack_from(payload)
-                pgnos = unpack_from(f">{count}I", payload, _PGNOS_OFFSET)
-            except StructError as error:
-                raise FrameCorrupt(f"the payload of frame {seq} is cut short") from error
-            if page_size != self._page_size:
-                had_pages = bool(touches[-1].db_pages if touches else self._leaves)
+            summary = decode_commit_summary(frame.payload)
+            if summary.page_size != self._pages.page_size:
+                had_pages = touches[-1].db_pages if touches else self._pages.db_pages
                 if had_pages and not frame.head.flags & Flag.RECOVERED:
-                    raise ChainBroken(f"frame {seq} changes the page size without RECOVERED")
+                    raise ChainBroken(f"frame {frame.head.seq} changes the page size unannounced")
                 # It carries every page, so nothing from before is left.
                 touches = []
-                self._page_size = page_size
-                self._leaves = bytearray()
-                self._draft.resize(0)
-            touches.append(_Touch(frame, db_pages, pgnos))
+                self._pages.reset(summary.page_size)
+            touches.append(_Touch(frame, summary.db_pages, summary.pgnos.tolist()))
         return touches
-
-    def _resize(self, touches: Sequence[_Touch]) -> None:
-        """Bring the leaves to the size after ``touches``; what a shrink cut off is forgotten."""
-        low = min(touch.db_pages for touch in touches)
-        del self._leaves[low * HASH_BYTES :]
-        held = len(self._leaves) // HASH_BYTES
-        end = touches[-1].db_pages
-        self._leaves.extend(bytes((end - held) * HASH_BYTES))
-        lock = lock_page(self._page_size)
-        if held < lock <= end:
-            self._set_leaves(lock, leaf_hash(lock, bytes(self._page_size)))
-
-    def _set_leaves(self, first_pgno: int, leaves: bytes) -> None:
-        start = (first_pgno - 1) * HASH_BYTES
-        self._leaves[start : start + len(leaves)] = leaves
-
-    def _write_pages(
-        self, commit: CommitPayload, pgnos: Sequence[int], wanted: Sequence[int]
-    ) -> None:
-        """Write the pages at the places ``wanted``, and neighbours with one call."""
-        size = commit.page_size
-        view = memoryview(commit.pages)
-        for first, after in _find_runs(pgnos, wanted):
-            pgno = pgnos[first]
-            pages = view[first * size : after * size]
-            self._set_leaves(pgno, leaf_hashes(pgno, pages, size))
-            self._draft.write(
-                (pgno - 1) * size, normalised_first_page(pages) if pgno == 1 else pages
-            )
 
     def finish(self) -> None:
         """Prove that the result is the state of the target frame, and cut the draft to its size."""
@@ -256,14 +211,15 @@ class Replay:
                 f"the replay ended at frame {head.seq}, {head.hash.hex()}, and not at the planned "
                 f"{target.seq}, {target.hash.hex()}"
             )
-        if (hole := self._leaves.find(ZERO_HASH)) >= 0:
+        self._pages.flush()
+        leaves, page_size = self._pages.leaves, self._pages.page_size
+        if (hole := leaves.find(ZERO_HASH)) >= 0:
             raise ChainBroken(
                 f"page {hole // HASH_BYTES + 1} of the database at frame {head.seq} is in no "
                 "object that was replayed; run `basenet verify` on the archive"
             )
-        groups = parents(0, self._leaves)
-        pages = len(self._leaves) // HASH_BYTES
-        if root_of_groups(self._page_size, pages, groups) != head.state_root:
+        root = root_of_groups(page_size, self._pages.db_pages, parents(0, leaves))
+        if root != head.state_root:
             raise ChainBroken(
                 f"the pages that were replayed do not give the state root of frame {head.seq}, so "
                 "at least one of them is missing or stale; run `basenet verify` on the archive"
@@ -293,14 +249,3 @@ def check_tip_trust(standing: Standing, signed: Signed, head: Head) -> None:
     for key in (signed.signer, head.author):
         if key not in standing.believed:
             raise UntrustedKey(f"{signed.name} is signed by {get_fingerprint(key)}: not trusted")
-
-
-def _find_runs(pgnos: Sequence[int], wanted: Iterable[int]) -> list[tuple[int, int]]:
-    """Return the ranges of places in ``wanted`` that follow one another in place and page."""
-    runs: list[tuple[int, int]] = []
-    for index in wanted:
-        if runs and runs[-1][1] == index and pgnos[index] == pgnos[index - 1] + 1:
-            runs[-1] = (runs[-1][0], index + 1)
-        else:
-            runs.append((index, index + 1))
-    return runs

@@ -52,6 +52,8 @@ from basenet.wire.frame import Head
 # Below this, sealing costs less than handing it to a thread.
 _INLINE_BYTES_MAX: Final = 64 * KIB
 
+# A courtesy to the successor, which a store that hangs must not make a stop wait for.
+_RELEASE_SECONDS: Final = 5.0
 _Result = TypeVar("_Result")
 
 
@@ -102,7 +104,7 @@ class ArchiveFacts:
 
 
 OnArchived = Callable[[Seq, int], Awaitable[None]]
-"""Awaited with the archived seq and the time of day in ns."""
+"""Awaited with the archived seq and the time of day in ns; what it raises ends the archive."""
 
 
 class Uploader:
@@ -233,7 +235,7 @@ class Uploader:
         """Flush, then release the lease if nothing of ours can still arrive; never raises."""
         is_whole = await self.flush(timeout_seconds)
         if is_whole and not self.is_undecided:
-            with trio.move_on_after(timeout_seconds):
+            with trio.move_on_after(_RELEASE_SECONDS):
                 try:
                     await self._lease.release()
                 except BasenetError as error:

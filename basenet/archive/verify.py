@@ -162,7 +162,7 @@ class _ShardVerifier:
             await self._inspect(lineage, geneses, tip)
         if tip is not None:
             self._check_tip(tip)
-        await self._check_stray_indexes(tip)
+        self._check_stray_indexes(geneses, tip)
         self._take_notes(geneses)
         return self._make_report(order)
 
@@ -278,19 +278,23 @@ class _ShardVerifier:
         elif walk.noted_hash not in (None, tip.head.hash):
             self._inspection.report(name, f"it names another frame {seq} than the log holds")
 
-    async def _check_stray_indexes(self, tip: TipFacts | None) -> None:
+    def _check_stray_indexes(
+        self, geneses: Mapping[Lineage, Genesis | None], tip: TipFacts | None
+    ) -> None:
         """Report indexes whose manifest is gone, unless a snapshot is just being written."""
+        leaves = find_leaves(geneses)
         for items in self._catalog.lineages.values():
-            newest = max([item.set.to_seq for item in items.sets], default=0)
+            newest = max([item.set.to_seq for item in items.sets], default=Seq(0))
             if tip is not None and tip.lineage == items.lineage:
                 newest = max(newest, tip.head.seq)
             for index in items.stray_indexes:
-                manifest = f"{index.name.removesuffix('.idx')}.lbn"
                 parsed = self._names.parse(index.name)
                 assert isinstance(parsed, SetName), "the catalog parsed it as an index"
-                if parsed.to_seq < newest:
+                # Snapshots are taken of the present, and only of the lineage that goes on.
+                if parsed.to_seq < newest or items.lineage not in leaves:
                     self._inspection.report(
-                        manifest, "the manifest is missing: its index lies there without it"
+                        f"{index.name.removesuffix('.idx')}.lbn",
+                        "the manifest is missing: its index lies there without it",
                     )
                 else:
                     self._inspection.notes.append(

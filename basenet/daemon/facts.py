@@ -116,7 +116,7 @@ class Facts:
             epoch=tip.epoch if tip else 0,
             view=tip.view if tip else 0,
             captured_local=local_last + (waiting.commits if waiting else 0),
-            captured_seq=tip.seq if tip else 0,
+            captured_seq=max(tip.seq if tip else 0, progress.final_seq),
             final_seq=progress.final_seq,
             archived_seq=progress.archived_seq if has_archive else 0,
             lag_commits=shard.count_unarchived_commits(),

@@ -16,6 +16,7 @@ from basenet.daemon.pump import Pump
 from basenet.daemon.waker import Waker
 from basenet.sqlite.attach import DetachedState
 from basenet.sqlite.capture import Capture, Gap, Rest, RestReason
+from basenet.sqlite.checkpoint import DatabaseReplaced
 
 _DETACH_RETRY_S: Final = 1.0
 
@@ -45,6 +46,7 @@ class Follower:
         self._doorbell = waker.doorbell(key)
         self._should_stop = threading.Event()
         self._wants_detach = False
+        self._foreign: str | None = None
         # How often the capture thread began to read to the tip; only it writes this.
         self._polls_begun = 0
         self.polled_s = time.monotonic()
@@ -63,13 +65,18 @@ class Follower:
         self._wants_detach = True
         self._ring()
 
+    def give_up(self, reason: str) -> None:
+        """End `run` with `DatabaseReplaced`: the path leads to another file, or to none."""
+        self._foreign = reason
+        self._ring()
+
     def _ring(self) -> None:
         self._doorbell.ring()
 
-    async def look(self) -> None:
-        """Return when everything that is committed now was captured.
+    async def look(self) -> bool:
+        """Return True once everything that is committed now was captured, False if `run` ended.
 
-        That is so once a poll that began after this call has ended.
+        It was once a poll that began after this call has ended.
         """
         begun = self._polls_begun
         self._lookers += 1
@@ -79,6 +86,7 @@ class Follower:
                 await self._polled.wait()
         finally:
             self._lookers -= 1
+        return not self._should_stop.is_set()
 
     def _has_polled_since(self, begun: int) -> bool:
         return self._polls_begun > begun + self._is_polling
@@ -102,6 +110,8 @@ class Follower:
             while not self._should_stop.is_set():
                 if self.capture.has_news() or self._lookers:
                     next_call_s = await self._turn()
+                if self._foreign is not None:
+                    raise DatabaseReplaced(self._foreign)
                 if self._wants_detach:
                     state = await self._detach()
                     if state is not None:
@@ -162,7 +172,7 @@ class Follower:
             if left <= 0:
                 return
             await self._doorbell.wait(None if left == float("inf") else left)
-            if self._wants_detach:
+            if self._wants_detach or self._foreign is not None:
                 return
 
     async def _detach(self) -> DetachedState | None:

@@ -41,6 +41,10 @@ class Progress:
         moved, self._moved = self._moved, trio.Event()
         moved.set()
 
+    async def moved(self) -> None:
+        """Return when something changed: a watermark, or the shard's state."""
+        await self._moved.wait()
+
     async def wait_until(self, is_reached: Callable[[], bool]) -> None:
         """Return once ``is_reached`` says so; it may raise to give up."""
         while not is_reached():

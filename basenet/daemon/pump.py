@@ -75,6 +75,7 @@ class Pump:
         self._wake = trio.Event()
         self._idle = trio.Event()
         self._idle.set()
+        self._has_ended = False
         self._taken = trio.Event()
         self._unfinal: list[FinalFrame] = []
 
@@ -91,14 +92,25 @@ class Pump:
         while not self.waiting.has_room:
             await self._taken.wait()
 
-    async def drained(self) -> None:
-        """Return when everything that was captured before this call is final."""
-        if not self.waiting.is_empty:
+    async def drained(self) -> bool:
+        """Return True once everything that was captured before this call is final.
+
+        False if the pump ended before.
+        """
+        if not self.waiting.is_empty and not self._has_ended:
             self._set_busy()  # its notification may still be under way
         await self._idle.wait()
+        return not self._has_ended
 
     async def run(self) -> None:
         """Pump for ever; any error ends it, and the shard starts again from the journal."""
+        try:
+            await self._run()
+        finally:
+            self._has_ended = True
+            self._idle.set()
+
+    async def _run(self) -> None:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()

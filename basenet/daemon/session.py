@@ -84,6 +84,10 @@ class Session:
             await self._note(detached=state.encode())
         return state
 
+    async def capture_now(self) -> bool:
+        """Capture and finalise what is committed now; False if the session ended before."""
+        return await self.follower.look() and await self.pump.drained()
+
     async def _bridge_gap(self, gap: Gap) -> None:
         await self.pump.drained()
         if self.framer.replica.state.is_run_open:

@@ -54,6 +54,7 @@ from basenet.sqlite import attach, recover
 from basenet.sqlite.attach import Database, DetachedState
 from basenet.sqlite.capture import Capture, CapturePolicy
 from basenet.sqlite.captured import Captured, CaptureFlag, Cursor
+from basenet.sqlite.checkpoint import DatabaseReplaced
 from basenet.sqlite.filesystem import require_usable
 from basenet.sqlite.pages import PageView
 from basenet.sqlite.resume import Outcome, find_place
@@ -68,6 +69,10 @@ _Result = TypeVar("_Result")
 _RETRY_S: Final = 0.5
 _RETRY_S_MAX: Final = 10.0
 _REFUSED_RETRY_S: Final = 15.0
+_REPLACED_RETRY_S: Final = 0.1
+_SCANS_PATIENTLY: Final = 2
+_SCAN_PAUSE_S: Final = 10.0
+_DETACH_S_MAX: Final = 60.0
 
 
 class Shard:
@@ -98,6 +103,8 @@ class Shard:
         self._behind: Behind | None = None
         self._may_give_back = True
         self._is_reborn = False
+        self._scans_after_detach = 0
+        self._scanned_s = float("-inf")
 
     # What others ask of a shard
 
@@ -157,21 +164,51 @@ class Shard:
         if session is None or self.state is not ShardState.CAPTURING:
             self._alone_since_s = None
             return
-        if session.database.others_connected():
+        if not session.database.is_open:
+            return
+        foreign = session.database.why_foreign()
+        if foreign is not None:
+            session.follower.give_up(foreign)
+        elif session.database.others_connected():
             self._alone_since_s = None
         elif self._alone_since_s is None:
             self._alone_since_s = now_s
-        elif now_s - self._alone_since_s >= self._node.config.detach_after_seconds:
+        elif now_s - self._alone_since_s >= self._detach_after_s:
             self._alone_since_s = None
             session.follower.request_detach()
 
+    @property
+    def _detach_after_s(self) -> float:
+        """How long to stay with a file that nobody else has open.
+
+        An application that opens, commits and closes faster than we attach costs a scan each time;
+        where that happened twice we let go more slowly, so that the next time we are there.
+        """
+        if self._scans_after_detach < _SCANS_PATIENTLY:
+            return self._node.config.detach_after_seconds
+        return max(self._node.config.detach_after_seconds, _DETACH_S_MAX)
+
     async def capture_now(self) -> int:
-        """Capture what is committed at this moment; return the seq that holds it."""
-        session = self.session
-        if session is not None:
-            await session.follower.look()
-            await session.pump.drained()
-        return self.progress.final_seq
+        """Capture what is committed at this moment; return the seq that holds it.
+
+        Raises `UnavailableError` when nothing is being captured and waiting does not help.
+        """
+        while not self._is_stopping:
+            session, detached = self.session, self._detached
+            if session is not None:
+                if await session.capture_now():
+                    return self.progress.final_seq
+                while self.session is session:
+                    await self.progress.moved()
+                continue
+            if self.state in (ShardState.WAITING, ShardState.REFUSED, ShardState.STOPPED):
+                raise UnavailableError(self.error or f"{self.path} is not there (any more).")
+            if self.state is ShardState.DETACHED and detached is not None:
+                if not self._was_touched(detached):
+                    return self.progress.final_seq
+                self._doorbell.ring()
+            await self.progress.moved()
+        raise UnavailableError("basenet is shutting down.")
 
     # The life
 
@@ -199,16 +236,20 @@ class Shard:
             return error
         return None
 
+    def _turn(self, state: ShardState) -> None:
+        self.state = state
+        self.progress.wake()
+
     def _show(self, error: BasenetError) -> None:
         sentence = str(error)
         if isinstance(error, NotFoundError):
-            self.state = ShardState.WAITING
-        elif isinstance(error, UnavailableError):
-            self.state = ShardState.STARTING
+            self._turn(ShardState.WAITING)
+        elif isinstance(error, UnavailableError | DatabaseReplaced):
+            self._turn(ShardState.STARTING)
         elif isinstance(error, CorruptionError):
-            self.state = ShardState.STOPPED
+            self._turn(ShardState.STOPPED)
         else:
-            self.state = ShardState.REFUSED
+            self._turn(ShardState.REFUSED)
         if sentence != self.error:
             self._log.warning("shard_" + self.state.value, error=sentence)
         self.error = sentence
@@ -216,6 +257,7 @@ class Shard:
     async def _attach_and_follow(self) -> None:
         if self._detached is not None and self.wants_child_of is None:
             await self._wait_for_application(self._detached)
+            await self._space_out_scans()
             if self._is_stopping:
                 return
         self._node.waker.wake.ignore_opens(self.shard)
@@ -233,6 +275,8 @@ class Shard:
                 framer=framer,
                 on_final=self._on_final,
             )
+            if self._is_stopping:
+                self.session.follower.stop()
             self._set_capturing()
             self._detached = await self._run_session(self.session, flag)
             self._settle_detached(database)
@@ -241,6 +285,7 @@ class Shard:
                 _add(self._totals, self.session)
                 self.lapped += capture.counters.laps
             self.session = None
+            self.progress.wake()
             with trio.CancelScope(shield=True):
                 await self._in_thread(capture.close)
 
@@ -258,7 +303,7 @@ class Shard:
         return detached
 
     def _set_capturing(self) -> None:
-        self.state = ShardState.CAPTURING
+        self._turn(ShardState.CAPTURING)
         self.error = None
         self._may_give_back = True
         self._log.info("capturing", path=str(self.path), seq=self.progress.final_seq)
@@ -267,7 +312,7 @@ class Shard:
         if self._detached is None:
             return
         del database
-        self.state = ShardState.DETACHED
+        self._turn(ShardState.DETACHED)
         self._node.waker.wake.watch_opens(self.shard)
         self._log.info("detached", path=str(self.path))
 
@@ -278,11 +323,20 @@ class Shard:
                 return
             await self._doorbell.wait(_RETRY_S_MAX)
 
+    async def _space_out_scans(self) -> None:
+        """Wait, if the last scan was a moment ago and the application is gone again already.
+
+        Short-lived writers may come in swarms, and each that we miss costs a scan of the file.
+        """
+        with trio.move_on_at(self._scanned_s + _SCAN_PAUSE_S):
+            while not (self._is_stopping or self._wal_path.exists()):
+                await self._doorbell.wait(None)
+
     def _was_touched(self, detached: DetachedState) -> bool:
         try:
             facts = self.path.stat()
         except FileNotFoundError:
-            self.state = ShardState.WAITING
+            self._turn(ShardState.WAITING)
             return False
         now = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
         then = (detached.device, detached.inode, detached.size, detached.modified_ns)
@@ -306,6 +360,9 @@ class Shard:
         record, framer = loaded
         self._adopt(record)
         flag = await self._in_thread(self._find_place, database, capture, record)
+        if flag is not None:
+            self._scanned_s = trio.current_time()
+            self._scans_after_detach += self._detached is not None
         if flag is not None and record.tip.kind is not Kind.CONFIG:
             flag = await self._look_behind(database, record, flag)
         return framer, flag
@@ -434,6 +491,8 @@ def _add(totals: Counter[str], session: Session) -> None:
 
 
 def _pause_after(error: BasenetError, pause_s: float) -> float:
+    if isinstance(error, DatabaseReplaced):
+        return _REPLACED_RETRY_S
     if isinstance(error, NotFoundError):
         return _RETRY_S_MAX
     if isinstance(error, UsageError | ConflictError | CorruptionError):

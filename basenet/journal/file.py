@@ -305,10 +305,12 @@ def _connect(path: Path) -> apsw.Connection:
 
 def _set_up(connection: apsw.Connection, path: Path) -> None:
     """Make the file a journal if it is empty; raise `UsageError` if it cannot be one."""
-    connection.pragma("page_size", _PAGE_BYTES)
-    # Only an empty file takes it. It costs no measurable time per frame, lets the file shrink, and
-    # makes the deletion of large records ten times faster: SQLite then knows their pages.
-    connection.pragma("auto_vacuum", "INCREMENTAL")
+    is_empty = schema.is_empty(connection, str(path))
+    if is_empty:
+        connection.pragma("page_size", _PAGE_BYTES)
+        # It costs no measurable time per frame, lets the file shrink, and makes the deletion of
+        # large records ten times faster: SQLite then knows their pages without reading them.
+        connection.pragma("auto_vacuum", "INCREMENTAL")
     if connection.pragma("journal_mode", "wal") != "wal":
         raise UsageError(
             f"the journal {path} cannot use a write-ahead log: set BASE_DATA_DIR to a directory "
@@ -316,4 +318,5 @@ def _set_up(connection: apsw.Connection, path: Path) -> None:
         )
     connection.pragma("synchronous", "FULL")
     connection.pragma("journal_size_limit", _LOG_BYTES_KEPT)
-    schema.prepare(connection, str(path))
+    if is_empty:
+        schema.create(connection)

@@ -39,11 +39,13 @@ _DELETE: Final = "DELETE FROM frame WHERE id BETWEEN ? AND ?"
 class FrameLog:
     """Which frames are held; none when ``seq_first`` is behind ``seq_last``.
 
-    ``number``: the shard's in row ids. ``local_last``: that of the last frame.
+    ``number``: the shard's in row ids. ``seq_whole``: the tip, behind which the pieces of an open
+    run lie; also when the tip itself was dropped. ``local_last``: that of the last frame.
     """
 
     number: int
     seq_first: Seq
+    seq_whole: Seq
     seq_last: Seq
     bytes_begin: int
     bytes_end: int
@@ -90,32 +92,30 @@ class FrameLog:
                 )
             )
         connection.executemany("INSERT INTO frame VALUES (?, ?, ?, ?, ?, ?, ?, ?)", bindings)
-        return replace(self, seq_last=rows[-1].head.seq, bytes_end=bytes_end, local_last=local_last)
+        whole = [row.head.seq for row in rows if not row.head.flags & Flag.PARTIAL]
+        return replace(
+            self,
+            seq_whole=whole[-1] if whole else self.seq_whole,
+            seq_last=rows[-1].head.seq,
+            bytes_end=bytes_end,
+            local_last=local_last,
+        )
 
     def cut_front(self, connection: apsw.Connection, seq_first: int) -> "FrameLog":
-        """Drop all frames below ``seq_first``, which is clipped to what is there."""
-        first = Seq(min(seq_first, self.seq_last + 1))
+        """Drop all frames below ``seq_first``, but no piece of an open run."""
+        first = Seq(min(seq_first, self.seq_whole + 1))
         if first <= self.seq_first:
             return self
         bytes_begin = self._bytes_end(connection, first - 1)
         connection.execute(_DELETE, schema.frame_ids(self.number, last=first - 1))
         return replace(self, seq_first=first, bytes_begin=bytes_begin)
 
-    def cut_back(
-        self, connection: apsw.Connection, seq_last: Seq, local_last: LocalNumber
-    ) -> "FrameLog":
-        """Drop all frames above ``seq_last``, whose last commit is ``local_last``."""
-        assert seq_last < self.seq_last, "nothing to drop"
-        is_empty = seq_last < self.seq_first
-        bytes_end = self.bytes_begin if is_empty else self._bytes_end(connection, seq_last)
-        connection.execute(_DELETE, schema.frame_ids(self.number, seq_last + 1))
-        return replace(
-            self,
-            seq_first=Seq(seq_last + 1) if is_empty else self.seq_first,
-            seq_last=seq_last,
-            bytes_end=bytes_end,
-            local_last=local_last,
-        )
+    def cut_open_run(self, connection: apsw.Connection, local_last: LocalNumber) -> "FrameLog":
+        """Drop the pieces of an open run; ``local_last`` is that of the last whole frame."""
+        is_empty = self.seq_whole < self.seq_first
+        bytes_end = self.bytes_begin if is_empty else self._bytes_end(connection, self.seq_whole)
+        connection.execute(_DELETE, schema.frame_ids(self.number, self.seq_whole + 1))
+        return replace(self, seq_last=self.seq_whole, bytes_end=bytes_end, local_last=local_last)
 
     # Asking
 
@@ -127,25 +127,16 @@ class FrameLog:
         last = min(seq, self.seq_last)
         if last < self.seq_first:
             return self.seq_first
-        return self._first_behind(connection, self._bytes_end(connection, last) - bytes_max, last)
-
-    def first_behind_oldest(self, connection: apsw.Connection, bytes_min: int) -> Seq:
-        """Return the frame behind the oldest ones that have ``bytes_min`` together.
-
-        That is the one behind the last when all of them have less.
-        """
-        return self._first_behind(connection, self.bytes_begin + bytes_min, self.seq_last)
-
-    def _first_behind(self, connection: apsw.Connection, position: int, last: int) -> Seq:
-        """Return the first frame that begins at or behind ``position``, up to ``last`` + 1."""
-        if position <= self.bytes_begin:
+        # The first kept frame begins at or behind this place.
+        place = self._bytes_end(connection, last) - bytes_max
+        if place <= self.bytes_begin:
             return self.seq_first
         index = bisect_left(
-            range(self.seq_first, last + 1),
-            position,
+            range(self.seq_first, last),
+            place,
             key=lambda seq: self._bytes_end(connection, seq),
         )
-        return Seq(min(self.seq_first + index, last) + 1)
+        return Seq(self.seq_first + index + 1)
 
     def _bytes_end(self, connection: apsw.Connection, seq: int) -> int:
         row_id = schema.frame_id(self.number, seq)
@@ -219,13 +210,15 @@ def load_frame_logs(connection: apsw.Connection) -> dict[ShardId, FrameLog]:
     )
     logs = {}
     for shard, number, tip, local_last, *ends in rows:
+        seq_whole = decode_head(tip).seq
         if ends[0] is None:
-            logs[ShardId(shard)] = empty_log(number, decode_head(tip).seq, local_last)
+            logs[ShardId(shard)] = empty_log(number, seq_whole, local_last)
             continue
         oldest, bytes_begin, newest, bytes_end, newest_local = ends
         logs[ShardId(shard)] = FrameLog(
             number=number,
             seq_first=schema.seq_of(oldest),
+            seq_whole=seq_whole,
             seq_last=schema.seq_of(newest),
             bytes_begin=bytes_begin,
             bytes_end=bytes_end,
@@ -239,6 +232,7 @@ def empty_log(number: int, seq_last: Seq, local_last: LocalNumber) -> FrameLog:
     return FrameLog(
         number=number,
         seq_first=Seq(seq_last + 1),
+        seq_whole=seq_last,
         seq_last=seq_last,
         bytes_begin=0,
         bytes_end=0,

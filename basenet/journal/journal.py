@@ -115,11 +115,9 @@ class Journal:
             raise damaged(self.path, f"shard {shard}: {error}") from error
         if not record.tip.is_signed_by_author():
             raise damaged(self.path, f"shard {shard}: nobody signed its tip")
-        if log.seq_last > record.tip.seq:
+        if log.seq_last > log.seq_whole:
             self._logs[shard] = self._file.transact(
-                lambda connection: self._shrunk(
-                    log.cut_back(connection, record.tip.seq, record.local_last)
-                )
+                lambda connection: self._shrunk(log.cut_open_run(connection, record.local_last))
             )
         return record
 
@@ -262,16 +260,17 @@ class Journal:
     def drop_below(self, shard: ShardId, seq: int) -> None:
         """Drop the frames below ``seq``; if not all of them are archived, the archive is broken.
 
-        The watermark of `set_broken` then moves up to ``seq`` - 1 in the same transaction, so that
-        no crash leaves a gap that nobody knows of.
+        The watermark of `set_broken` then moves up to the last of them in the same transaction, so
+        that no crash leaves a gap that nobody knows of. The pieces of an unfinished run stay.
         """
         log = self._logs[shard]
+        dropped_seq = min(seq - 1, log.seq_whole)
 
         def write(connection: apsw.Connection) -> FrameLog:
             connection.execute(
                 "UPDATE shard SET broken_seq = max(coalesce(broken_seq, 0), ?) "
                 "WHERE number = ? AND archived_seq < ?",
-                (seq - 1, log.number, seq - 1),
+                (dropped_seq, log.number, dropped_seq),
             )
             return self._shrunk(log.cut_front(connection, seq))
 

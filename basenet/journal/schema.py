@@ -56,14 +56,14 @@ CREATE TABLE leaf (id INTEGER PRIMARY KEY, hashes BLOB NOT NULL) STRICT;
 """
 
 
-def prepare(connection: apsw.Connection, path: str) -> None:
-    """Create the tables in an empty file; refuse a file of a newer or of another program.
+def is_empty(connection: apsw.Connection, path: str) -> bool:
+    """Return whether the file has no tables yet; False: it is a journal of our version.
 
-    Raises `UsageError` when the file is not a journal of our version.
+    Raises `UsageError` when it is of a newer or of another program; nothing was changed then.
     """
     version = connection.pragma("user_version")
     if version == VERSION:
-        return
+        return False
     if version != 0:
         raise UsageError(
             f"the journal {path} has version {version}, this basenet knows {VERSION}: "
@@ -74,6 +74,11 @@ def prepare(connection: apsw.Connection, path: str) -> None:
             f"{path} is a database, but not a journal of basenet: set BASE_DATA_DIR to a "
             "directory of basenet's own."
         )
+    return True
+
+
+def create(connection: apsw.Connection) -> None:
+    """Create the tables of a new journal, all or none of them."""
     journal_id = secrets.token_bytes(JOURNAL_ID_BYTES)
     connection.execute("BEGIN")
     connection.execute(_TABLES)

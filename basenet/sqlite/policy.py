@@ -91,6 +91,7 @@ class PinPolicy:
         "_base_salts",
         "_calm_after",
         "_calm_s",
+        "_is_excused",
         "_is_strict_always",
         "_last_news",
         "_last_poll",
@@ -105,6 +106,8 @@ class PinPolicy:
 
     def __init__(self, policy: CapturePolicy, now: float) -> None:
         self._is_strict_always = policy is CapturePolicy.STRICT
+        # The poll after a rotation of our own is late by our own doing.
+        self._is_excused = False
         self._strict_until = now
         self._penalty_s = PENALTY_S
         self._last_poll = now
@@ -132,12 +135,13 @@ class PinPolicy:
         if frames:
             self._pinned_frames += frames
             was_late = now - self._last_poll > LATE_S and now - self._last_news < SETTLE_S
-            if was_late or frames > LAG_FRAMES_MAX:
+            if (was_late or frames > LAG_FRAMES_MAX) and not self._is_excused:
                 self._wants_pin = True
                 is_again = now - self._calm_after < SETTLE_S
                 self._calm_s = min(2 * self._calm_s, CALM_S_MAX) if is_again else CALM_S
                 self._calm_after = now + self._calm_s
             self._last_news = now
+            self._is_excused = False
         elif now - self._last_news >= QUIET_S:
             self._wants_pin = True
         self._last_poll = now
@@ -155,6 +159,7 @@ class PinPolicy:
 
     def on_rotated(self, now: float, facts: LogFacts | None) -> None:
         """Note that a rotation or settling ended; ``facts``: after it, None if it was refused."""
+        self._is_excused = True
         if facts is None:
             # Somebody was quicker; that says nothing about the next time.
             self._retry_at = now + _REFUSED_S

@@ -27,6 +27,7 @@ Readers here never raise for what they find: a log may be rewritten while it is 
 caller knows from the wal-index what must be there.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from struct import Struct
@@ -238,7 +239,7 @@ class FrameCodec:
 
     def encode(
         self,
-        pages: list[tuple[int, bytes | memoryview]],
+        pages: Sequence[tuple[int, bytes | memoryview]],
         *,
         db_pages: int,
         salts: bytes,

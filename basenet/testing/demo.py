@@ -1,4 +1,4 @@
-"""``make demo``: an ordinary writer and basenet beside it are killed in mid-write; what comes back?
+"""``make demo``: a writer and basenet beside it are killed in mid-write, and what comes back.
 
 Everything is real: the writer is the standard library's sqlite3 in a process of its own, which
 notes each commit only after SQLite acknowledged it; both processes get SIGKILL; restore works from
@@ -37,6 +37,8 @@ while True:
 """
 _SECONDS_OF_WRITING: Final = 6.0
 _PATIENCE_S: Final = 60.0
+# A commit is stamped when it is captured, a few milliseconds after it was acknowledged.
+_STAMP_NS_MAX: Final = 500_000_000
 
 
 class DemoFailed(Exception):  # noqa: N818  (it is the verdict, not an error of the program)
@@ -187,9 +189,8 @@ def _check_past(scene: Scene, notes: list[tuple[int, int]]) -> None:
     report = _restore(scene, "past.db", "--to-time", text)
     count = _count(scene.root / "past.db")
     say(f"   restored seq {report['seq']}: {count:,} rows")
-    # Commits are stamped when they are captured, a few milliseconds after the acknowledgement.
     later = [note for note in notes if note[0] == count + 1]
-    if count > number + 2 or (later and at_ns - later[0][1] > 500_000_000):
+    if count > number + 2 or (later and at_ns - later[0][1] > _STAMP_NS_MAX):
         raise DemoFailed(f"{count} rows came back where about {number} were expected")
 
 

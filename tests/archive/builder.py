@@ -39,7 +39,7 @@ from basenet.wire.pageset import (
 from basenet.wire.payload import ConfigPayload, Voter, encode_config
 from basenet.wire.segment import EpochRecord, Role, encode_epoch, encode_segment, service_hash
 from basenet.wire.signature import Signer
-from tests.fakes.chain import STEP_NS, Chain, signer
+from tests.fakes.chain import FIRST_NS, STEP_NS, Chain, signer
 from tests.fakes.memory_store import MemoryStore
 
 
@@ -339,7 +339,19 @@ class Archive:
             fetcher=fetcher,
         )
 
-    async def verify(self, *, keys: Sequence[Signer] | None = None) -> VerifyReport:
+    async def verify(
+        self,
+        *,
+        keys: Sequence[Signer] | None = None,
+        now_ns: int = FIRST_NS,
+        service: str | None = None,
+        shard: ShardId | None = None,
+    ) -> VerifyReport:
+        """Verify at ``now_ns``; by default nothing is old enough to be retention's."""
         return await verify(
-            self.store, trusted=frozenset(key.public for key in keys or [signer(1)])
+            self.store,
+            trusted=frozenset(key.public for key in keys or [signer(1)]),
+            now_ns=now_ns,
+            service=service,
+            shard=shard,
         )

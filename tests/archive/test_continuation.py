@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import trio
 
-from basenet.archive.backlog import Batch
 from basenet.archive.continuation import (
     Birth,
     Child,
@@ -16,92 +14,19 @@ from basenet.archive.continuation import (
     Resume,
     decide_continuation,
 )
-from basenet.archive.lease import Holder, Lease
-from basenet.archive.names import ShardNames
 from basenet.archive.place import Place
 from basenet.archive.port import StoreUnavailable
-from basenet.archive.publish import Publisher
 from basenet.archive.restore import restore
-from basenet.archive.seal import Seal, seal_log
-from basenet.archive.snapshot import Snapshots
-from basenet.archive.tip import encode_tip
 from basenet.errors import ConflictError, CorruptionError, UntrustedKey
-from basenet.units import HASH_BYTES, FrameHash, JournalId, PublicKeyBytes, Seq, ShardId
+from basenet.units import HASH_BYTES, JournalId, PublicKeyBytes, Seq
 from basenet.wire.frame import Flag
 from basenet.wire.merkle import StateTree, leaf_hash
-from basenet.wire.payload import decode_config
-from tests.fakes.chain import JOURNAL_ID, Chain, signer
-from tests.fakes.clock import trio_clock
-from tests.fakes.live_database import LiveDatabase
+from tests.fakes.chain import Chain, signer
+from tests.fakes.journal import journal_of
 from tests.fakes.memory_store import Fault, MemoryStore, always
+from tests.fakes.shipping import NAMES, put_tip, ship, snapshot
 
-NAMES = ShardNames(service="default", shard=ShardId("app"))
 OTHER_JOURNAL = JournalId(b"k" * 16)
-
-
-def seal_of(chain: Chain) -> Seal:
-    return Seal(names=NAMES, lineage=chain.lineage, signer=chain.signer)
-
-
-def ship(
-    store: MemoryStore,
-    chain: Chain,
-    *,
-    start: int | None = None,
-    end: int | None = None,
-    step: int = 4,
-    archive_epoch: int = 1,
-) -> None:
-    """Archive the chain's frames ``start`` .. ``end``, a few to an object."""
-    last = end or chain.tip.head.seq
-    for first in range(start or chain.start, last + 1, step):
-        frames = chain.encoded(first, min(first + step - 1, last))
-        batch = Batch(start=Seq(first), frames=tuple(frames))
-        sealed = seal_log(batch, seal_of(chain), archive_epoch)
-        store.put(sealed.name, sealed.data)
-
-
-def put_tip(store: MemoryStore, chain: Chain, seq: int, archive_epoch: int = 1) -> None:
-    store.put(NAMES.tip, encode_tip(chain.frame(seq).head, seal_of(chain), archive_epoch))
-
-
-async def snapshot(store: MemoryStore, chain: Chain, folder: Path) -> int:
-    holder = Holder(node="a", key=chain.signer.public, journal_id=JOURNAL_ID, lineage=chain.lineage)
-    lease = Lease(store=store, names=NAMES, holder=holder, clock=trio_clock())
-    publisher = Publisher(
-        store=store, seal=seal_of(chain), lease=lease, trusted=frozenset({chain.signer.public})
-    )
-    taken = await Snapshots(publisher=publisher, folder=folder, duty=1.0).take(LiveDatabase(chain))
-    return taken.seq
-
-
-def journal_of(
-    chain: Chain,
-    *,
-    tip: int | None = None,
-    first: int | None = None,
-    archived: int = 0,
-    journal_id: JournalId = JOURNAL_ID,
-) -> JournalFacts:
-    """Return what a journal says that holds the chain's frames ``first`` .. ``tip``."""
-    tip_seq = tip or chain.tip.head.seq
-    first_seq = first or chain.start
-
-    async def hash_at(seq: Seq) -> FrameHash | None:
-        await trio.lowlevel.checkpoint()
-        return chain.frame(seq).head.hash if first_seq <= seq <= tip_seq else None
-
-    return JournalFacts(
-        journal_id=journal_id,
-        lineage=chain.lineage,
-        config=decode_config(chain.frames[0].payload),
-        genesis_seq=Seq(chain.start),
-        first_seq=Seq(first_seq),
-        tip_seq=Seq(tip_seq),
-        tip_hash=chain.frame(tip_seq).head.hash,
-        archived_seq=Seq(archived),
-        hash_at=hash_at,
-    )
 
 
 async def decide(
@@ -463,3 +388,30 @@ async def test_a_file_that_went_on_is_restored_through_its_child(tmp_path: Path)
     await restore(store, NAMES, Place(out), trusted=frozenset({chain.signer.public}))
     expected = b"".join(file[pgno] for pgno in sorted(file))
     assert out.read_bytes() == expected[:18] + b"\x02\x02" + expected[20:]
+
+
+async def test_equal_objects_that_overlap_are_one_history() -> None:
+    """A writer that lost an answer cut its frames anew; the archive's end is what both reach."""
+    chain, store = make_chain(), MemoryStore()
+    ship(store, chain, end=12)
+    ship(store, chain, start=9, end=16, step=3, archive_epoch=2)
+    decision = await decide(store, journal_of(chain))
+    assert isinstance(decision, Resume)
+    assert (decision.archived_seq, decision.archive_epoch) == (16, 2)
+
+
+async def test_a_writer_that_was_forked_off_begins_a_child() -> None:
+    """P24: a copy of our data directory took over with a higher epoch; our frames are orphans."""
+    chain, other, store = make_chain(seed=1), make_chain(seed=1), MemoryStore()
+    for one in (chain, other):
+        one.rng.seed(id(one))
+        for _ in range(5):
+            one.random_commit(grow=1)
+    ship(store, chain, end=24)
+    ship(store, other, start=22, end=25, archive_epoch=2)
+    decision = await decide(store, journal_of(other))
+    assert isinstance(decision, Resume)
+    assert decision.archived_seq == 25
+    decision = await decide(store, journal_of(chain))
+    assert isinstance(decision, Child)
+    assert (decision.seq, decision.hash) == (25, other.frame(25).head.hash)

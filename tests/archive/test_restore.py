@@ -3,6 +3,7 @@
 import os
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -24,7 +25,7 @@ from tests.fakes.chain import STEP_NS, signer
 from tests.fakes.memory_store import Fault, MemoryStore, always, first
 
 
-def grown(commits: int = 12, **options: object) -> History:
+def grown(commits: int = 12, **options: Any) -> History:
     """Return a history that begins empty, grows and shrinks."""
     history = History(**options)
     history.commit({pgno: history.page() for pgno in range(1, 40)})
@@ -219,7 +220,7 @@ async def test_a_moment_may_be_that_of_a_page_set_whose_log_is_gone(tmp_path: Pa
 # Lineages.
 
 
-def forked(**options: object) -> tuple[History, History]:
+def forked(**options: Any) -> tuple[History, History]:
     """Return a parent that went on to an abandoned end, and the child that left it before."""
     parent = grown(6)
     child = History(number=2, parent=parent, parent_seq=5, seed=8, **options)

@@ -137,9 +137,7 @@ def test_a_refused_lock_is_tried_again_at_once() -> None:
         assert log.poll(1, 0.005) is Action.ROTATE
 
 
-@pytest.mark.parametrize(
-    ("frames", "after_s"), [(LAG_FRAMES_MAX + 1, 0.001), (10, LATE_S + 0.001)]
-)
+@pytest.mark.parametrize(("frames", "after_s"), [(LAG_FRAMES_MAX + 1, 0.001), (10, LATE_S + 0.001)])
 def test_falling_behind_brings_the_pin_back(frames: int, after_s: float) -> None:
     """Half a generation at once, or a late poll: the next one might be lapped."""
     log = Log()

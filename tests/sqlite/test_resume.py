@@ -1,9 +1,9 @@
 """A second life: what can be proven from the log alone, and what needs a scan."""
 
-import os
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -65,7 +65,7 @@ def test_a_resumed_log_without_our_connection_is_recovered_by_sqlite(scene: Scen
     scene.capture.rotation.pin.release()
     scene.application.kill()
     scene.capture.close()
-    os.unlink(f"{scene.path}-shm")
+    Path(f"{scene.path}-shm").unlink()
     found = begin(scene, cursor, None)
     assert found.outcome is Outcome.RESUMED
     scene.check(commits=2)
@@ -99,7 +99,7 @@ def test_a_log_that_lost_its_end_needs_a_scan(scene: Scene) -> None:
     scene.capture.close()
     scene.application.kill()
     shutil.copy(scene.folder / "older-wal", f"{scene.path}-wal")
-    os.unlink(f"{scene.path}-shm")
+    Path(f"{scene.path}-shm").unlink()
     found = begin(scene, cursor, None)
     assert found.outcome is Outcome.BEHIND
     scene.mirror.restart(scene.capture.recover(scene.mirror.tree.leaves))

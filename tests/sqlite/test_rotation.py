@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from basenet.sqlite import locks
-from basenet.sqlite.capture import CapturePolicy, Gap, RestReason
+from basenet.sqlite.capture import Captured, CapturePolicy, Gap, RestReason
 from basenet.sqlite.checkpoint import DatabaseReplaced
 from tests.sqlite.conftest import Scene
 
@@ -181,9 +181,9 @@ def test_back_pressure_keeps_the_pin(scene: Scene) -> None:
     scene.open()
     scene.capture.rotation.pin.release()
     scene.application.sql("insert into t values(1, 1)")
-    taken = []
+    taken: list[Captured] = []
 
-    def sink(pieces: list[object]) -> bool:
+    def sink(pieces: list[Captured]) -> bool:
         taken.extend(pieces)
         return False
 
@@ -246,7 +246,7 @@ def test_a_torn_index_is_repaired_after_a_while(scene: Scene) -> None:
 
 
 def test_the_log_can_be_synced(scene: Scene) -> None:
-    """fdatasync through our own descriptor (P7)."""
+    """Fdatasync through our own descriptor (P7)."""
     scene.open()
     scene.application.sql("insert into t values(1, 1)")
     scene.capture.sync_wal()
@@ -268,4 +268,4 @@ def test_detaching_needs_an_empty_desk(scene: Scene) -> None:
         assert scene.capture.is_pinned
         assert time.monotonic() < deadline
     assert state.size == scene.path.stat().st_size
-    assert sorted(os.listdir(scene.folder)) == ["app.db"]
+    assert list(scene.folder.iterdir()) == [scene.path]

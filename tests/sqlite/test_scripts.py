@@ -61,7 +61,7 @@ def do_ours(scene: Scene, what: str) -> None:
         scene.mirror.poll()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     steps=st.lists(st.sampled_from([*STATEMENTS, *OURS, "poll", "poll"]), max_size=40),
     page_size=st.sampled_from([512, 1024, 4096, 65536]),

@@ -35,7 +35,7 @@ def slow_checksum(data: bytes, start: tuple[int, int], *, is_big_endian: bool) -
     count=st.integers(1, 4),
 )
 def test_blocks_verify_exactly_as_the_loop_does(
-    page_size: int, is_big_endian: bool, start: tuple[int, int], seed: int, count: int
+    *, page_size: int, is_big_endian: bool, start: tuple[int, int], seed: int, count: int
 ) -> None:
     """The vectorised checksum equals the slow one for every frame, size and byte order."""
     codec = FrameCodec(page_size, is_big_endian=is_big_endian)
@@ -94,7 +94,7 @@ def test_single_frames_are_verified_against_what_they_were() -> None:
 
 
 @pytest.mark.parametrize("is_big_endian", [False, True])
-def test_the_header_survives_encoding(is_big_endian: bool) -> None:
+def test_the_header_survives_encoding(*, is_big_endian: bool) -> None:
     """Every field comes back, and any changed byte of what it covers makes it no header."""
     raw = walformat.encode_header(
         page_size=65536, salts=SALTS, checkpoints=7, is_big_endian=is_big_endian
@@ -133,7 +133,7 @@ def test_a_log_that_sqlite_wrote_verifies(tmp_path: Path, page_size: int) -> Non
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 @pytest.mark.parametrize("is_big_endian", [False, True])
 def test_a_log_that_we_wrote_is_recovered_by_sqlite(
-    tmp_path: Path, page_size: int, is_big_endian: bool
+    tmp_path: Path, *, page_size: int, is_big_endian: bool
 ) -> None:
     """SQLite accepts our frames as its own: the pages of one state on top of another."""
     path = tmp_path / "app.db"
@@ -152,13 +152,11 @@ def test_a_log_that_we_wrote_is_recovered_by_sqlite(
     raw = walformat.encode_header(page_size=page_size, salts=SALTS, is_big_endian=is_big_endian)
     header = walformat.decode_header(raw)
     assert header is not None
-    pages: list[tuple[int, bytes | memoryview]] = [
+    pages = [
         (start // page_size + 1, after[start : start + page_size])
         for start in range(0, len(after), page_size)
     ]
-    block, _ = codec.encode(
-        pages, db_pages=len(pages), salts=SALTS, start=header.checksum
-    )
+    block, _ = codec.encode(pages, db_pages=len(pages), salts=SALTS, start=header.checksum)
     Path(f"{path}-wal").write_bytes(raw + block)
     connection = sqlite3.connect(path)
     assert connection.execute("select hex(x) from t").fetchall() == expected

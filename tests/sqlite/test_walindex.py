@@ -57,7 +57,7 @@ def test_reading_a_torn_index_ends(tmp_path: Path, raw_index: bytes) -> None:
 
 
 def test_backfill_and_marks_are_seen(tmp_path: Path) -> None:
-    """nBackfill follows a checkpoint; an empty log counts as backfilled."""
+    """NBackfill follows a checkpoint; an empty log counts as backfilled."""
     path = tmp_path / "app.db"
     with Application(path) as application:
         application.sql("pragma journal_mode=wal", "create table t(x)")

@@ -456,7 +456,8 @@ def _page_size(header: bytes) -> int:
 
 
 def _checkpointed(path: Path, copy: Path) -> Path:
-    for suffix in ("", "-wal"):
+    # The log first: a checkpoint between the two copies then only repeats what the log says.
+    for suffix in ("-wal", ""):
         if Path(f"{path}{suffix}").exists():
             subprocess.run(
                 ["cp", "--sparse=always", f"{path}{suffix}", f"{copy}{suffix}"], check=True

@@ -19,7 +19,7 @@ def play_round(scene: Scene, seed: int) -> None:
     writer = scene.start_writer(seed=seed)
     before = writer.last()
     writer.wait_for(before + 1)
-    daemon.wait_capturing()
+    daemon.wait_archived()
     time.sleep(chance.uniform(0.0, 2.5))  # the moment of the kill, drawn by lot
     victims = chance.choice((("writer",), ("daemon",), ("writer", "daemon"), ("daemon", "writer")))
     if "daemon" in victims:

@@ -82,9 +82,7 @@ class _names:  # noqa: N801  (argparse says its name when a value is refused)
         names = [name.strip() for name in text.split(",")]
         for name in names:
             if name not in self._known:
-                raise argparse.ArgumentTypeError(
-                    f"{name!r} is none of {', '.join(self._known)}"
-                )
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(self._known)}")
         return names
 
     def __repr__(self) -> str:

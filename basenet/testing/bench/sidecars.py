@@ -336,7 +336,9 @@ def _last_name(folder: Path, below: str) -> str:
         logs = os.path.join(lineage.path, below)  # noqa: PTH118  (a Path costs more)
         last = max(os.listdir(logs))
         return max(
-            name for name in os.listdir(os.path.join(logs, last)) if name.endswith(".lbn")  # noqa: PTH118
+            name
+            for name in os.listdir(os.path.join(logs, last))
+            if name.endswith(".lbn")  # noqa: PTH118
         )
     except (FileNotFoundError, ValueError):
         return ""
