@@ -11,26 +11,26 @@ All that is read is verified as for a restore; the log is replayed without a fil
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Final
 
 import trio
 
-from basenet.archive.facts import open_log
+from basenet.archive.facts import naming, open_log, sign_of
 from basenet.archive.fetch import Fetcher, Request
-from basenet.archive.place import Draft
-from basenet.archive.plan import Base, Plan
-from basenet.archive.replay import Replay
-from basenet.archive.setreader import SetReader
+from basenet.archive.plan import Base, Plan, enter_lineage, is_born_empty
+from basenet.archive.replay import check_descent, check_tip_trust
+from basenet.archive.stretch import Span
 from basenet.archive.survey import Survey
-from basenet.archive.trust import Standing
+from basenet.archive.trust import Standing, change, check_author, check_signer
 from basenet.errors import ChainBroken
-from basenet.units import GROUP_PAGES, HASH_BYTES, ZERO_HASH, StateRoot
-from basenet.wire.frame import Head
-from basenet.wire.merkle import group_count, group_hash, root_of_groups
-from basenet.wire.pageset import decode_index
+from basenet.units import GROUP_PAGES, HASH_BYTES, ZERO_HASH, Lineage, StateRoot, lock_page
+from basenet.wire.frame import Frame, Head, Kind, check_link
+from basenet.wire.merkle import group_count, group_hash, leaf_hash, root_of_groups
+from basenet.wire.pageset import check_groups, decode_index
+from basenet.wire.payload import CommitPayload, decode_commit
 from basenet.wire.segment import Segment
 
-_GROUP_BYTES = GROUP_PAGES * HASH_BYTES
+_GROUP_BYTES: Final = GROUP_PAGES * HASH_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,74 +77,138 @@ class Tip:
     standing: Standing
 
 
-class _Nowhere(Draft):
-    """A file that nothing is written to: only hashes are wanted."""
+class _Leaves:
+    """The leaf hashes that a log carried; a leaf that no frame carried stays 32 zero bytes."""
 
-    def __init__(self) -> None:
-        self.path = Path("nowhere")
-
-    def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Write nothing."""
-
-    def write_all(self, offset: int, pieces: Sequence[bytes]) -> None:
-        """Write nothing."""
-
-    def resize(self, size: int) -> None:
-        """Cut nothing."""
-
-
-class _Hashes(Replay):
-    """A replay of the log alone: a leaf that no frame carried stays 32 zero bytes."""
-
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan, _Nowhere())
+    def __init__(self, page_size: int, db_pages: int) -> None:
+        self.page_size = page_size
+        self.leaves = bytearray(db_pages * HASH_BYTES)
 
     @property
-    def standing(self) -> Standing:
-        return self._standing
+    def db_pages(self) -> int:
+        return len(self.leaves) // HASH_BYTES
 
-    def find_state(
-        self, base: Sequence[bytes], base_pages: int, base_page_size: int
-    ) -> ParentState:
-        """Return the state after the last frame; ``base``: the group hashes of the page set."""
-        db_pages = len(self._leaves) // HASH_BYTES
-        if base_page_size != self._page_size:
-            base, base_pages = (), 0  # every page was carried when the page size changed
-        groups, known = bytearray(), bytearray()
-        for group in range(group_count(db_pages)):
-            leaves = bytes(self._leaves[group * _GROUP_BYTES : (group + 1) * _GROUP_BYTES])
-            first = group * GROUP_PAGES
-            is_same_size = min(base_pages, first + GROUP_PAGES) == min(
-                db_pages, first + GROUP_PAGES
-            )
-            missing = [
-                start
-                for start in range(0, len(leaves), HASH_BYTES)
-                if leaves[start : start + HASH_BYTES] == ZERO_HASH
-            ]
-            if not missing:
-                digest: bytes | None = group_hash(leaves)
-            elif len(missing) * HASH_BYTES == len(leaves) and is_same_size and group < len(base):
-                digest = base[group]
+    def apply(self, commit: CommitPayload) -> None:
+        if commit.page_size != self.page_size:  # then it carries every page
+            self.page_size = commit.page_size
+            self.leaves = bytearray()
+        before = self.db_pages
+        del self.leaves[commit.db_pages * HASH_BYTES :]
+        self.leaves.extend(bytes(max(commit.db_pages - before, 0) * HASH_BYTES))
+        lock = lock_page(self.page_size)
+        if before < lock <= commit.db_pages:
+            self._set(lock, leaf_hash(lock, bytes(self.page_size)))
+        for index, pgno in enumerate(commit.pgnos.tolist()):
+            self._set(pgno, leaf_hash(pgno, commit.page(index)))
+
+    def _set(self, pgno: int, digest: bytes) -> None:
+        self.leaves[(pgno - 1) * HASH_BYTES : pgno * HASH_BYTES] = digest
+
+    def group_hash(self, group: int, base: Sequence[bytes], base_pages: int) -> bytes | None:
+        """Return the hash of ``group``, or None if it is not known."""
+        leaves = bytes(self.leaves[group * _GROUP_BYTES : (group + 1) * _GROUP_BYTES])
+        missing = sum(
+            leaves[start : start + HASH_BYTES] == ZERO_HASH
+            for start in range(0, len(leaves), HASH_BYTES)
+        )
+        if not missing:
+            return group_hash(leaves)
+        end = (group + 1) * GROUP_PAGES
+        is_untouched = missing * HASH_BYTES == len(leaves)
+        is_same_size = min(base_pages, end) == min(self.db_pages, end)
+        return base[group] if is_untouched and is_same_size and group < len(base) else None
+
+
+class _Replay:
+    """Follows a plan's log from its base to its target, and proves every step."""
+
+    def __init__(self, plan: Plan, base: Sequence[bytes]) -> None:
+        """Start at the plan's page set, whose group hashes are ``base``, or before the genesis."""
+        self._plan = plan
+        self._base = base
+        self._base_pages = plan.base.facts.pages.db_pages if plan.base else 0
+        page_size = plan.base.facts.pages.page_size if plan.base else 0
+        self._base_page_size = page_size
+        self._lineage = plan.base.item.set.lineage if plan.base else None
+        self._head = plan.base.facts.head if plan.base else None
+        self._leaves = _Leaves(page_size, self._base_pages)
+        self._geneses = {reach.lineage: reach.genesis for reach in plan.line}
+        self.standing = plan.standing
+        if self._head is not None:
+            self._check_tip(self._head)
+
+    def apply(self, span: Span, segment: Segment) -> None:
+        """Prove the frames of ``span``, whose opened object is ``segment``, and take them in."""
+        name = span.item.name
+        frames = segment.frames[span.first - segment.start_seq :][: span.last - span.first + 1]
+        with naming(name):
+            before = self.standing
+            for frame in frames:
+                self._follow(frame, span.item.log.lineage, name)
+                self._check_tip(frame.head)
+                if frame.head.kind is Kind.COMMIT:
+                    self._leaves.apply(decode_commit(frame.payload))
+            if not frames[-1].head.is_signed_by_author():
+                raise ChainBroken(f"frame {span.last} is not signed by its author")
+            if not before.accepts(segment.public):
+                check_signer(self.standing, sign_of(segment, name))
+
+    def _follow(self, frame: Frame, lineage: Lineage, name: str) -> None:
+        if lineage != self._lineage or self._head is None:
+            self._enter(frame, lineage, name)
+        else:
+            check_link(self._head, frame.head)
+            if frame.head.kind is Kind.CONFIG:
+                self.standing = change(self.standing, frame, lineage, name)
             else:
-                digest = None
-            groups += digest or ZERO_HASH
-            known.append(digest is not None)
-        return self._check(bytes(groups), bytes(known), db_pages)
+                check_author(self.standing, frame.head, name)
+        self._head = frame.head
 
-    def _check(self, groups: bytes, known: bytes, db_pages: int) -> ParentState:
-        root = root_of_groups(self._page_size, db_pages, groups)
-        if all(known) and root != self.head.state_root:
+    def _enter(self, frame: Frame, lineage: Lineage, name: str) -> None:
+        genesis = self._geneses[lineage]
+        if genesis is None or genesis.head.hash != frame.head.hash:
+            raise ChainBroken(f"frame {frame.head.seq} is not the genesis of {lineage.hex()}")
+        if self._head is not None and self._lineage is not None:
+            check_descent(self._head, self._lineage, genesis)
+        elif genesis.config.parent is not None or not is_born_empty(genesis):
+            raise ChainBroken(f"genesis {frame.head.seq} needs a state that nothing gives")
+        self.standing = enter_lineage(self.standing, genesis, name, self._plan.wish.lineage)
+        self._lineage = lineage
+
+    def _check_tip(self, head: Head) -> None:
+        tip = self._plan.tip
+        is_there = tip is not None and (tip.lineage, tip.head.seq) == (self._lineage, head.seq)
+        if tip is not None and is_there and tip.head.hash != head.hash:
+            raise ChainBroken(f"frame {head.seq} is not the one that {tip.signed.name} proves")
+
+    def finish(self) -> ParentState:
+        """Return the state at the target, after proving it as far as it is known."""
+        assert self._head is not None, "a plan begins with a page set or a genesis"
+        if (self._head.seq, self._head.hash) != (self._plan.target.seq, self._plan.target.hash):
+            raise ChainBroken(f"the log of {self._head.shard} ends elsewhere than was planned")
+        if self._plan.tip is not None:
+            check_tip_trust(self.standing, self._plan.tip.signed, self._plan.tip.head)
+        leaves = self._leaves
+        base, base_pages = self._base, self._base_pages
+        if leaves.page_size != self._base_page_size:
+            base, base_pages = (), 0
+        hashes = [
+            leaves.group_hash(group, base, base_pages)
+            for group in range(group_count(leaves.db_pages))
+        ]
+        groups = b"".join(digest or ZERO_HASH for digest in hashes)
+        root = root_of_groups(leaves.page_size, leaves.db_pages, groups)
+        if None not in hashes and root != self._head.state_root:
             raise ChainBroken(
-                f"the log of {self.head.shard} does not give the state root of frame "
-                f"{self.head.seq}; run `basenet verify` on the archive"
+                f"the log of {self._head.shard} does not give the state root of frame "
+                f"{self._head.seq}; run `basenet verify` on the archive"
             )
         return ParentState(
-            head=self.head,
-            page_size=self._page_size,
-            db_pages=db_pages,
+            head=self._head,
+            page_size=leaves.page_size,
+            db_pages=leaves.db_pages,
             groups=groups,
-            known=known,
+            known=bytes(digest is not None for digest in hashes),
         )
 
 
@@ -153,30 +217,29 @@ async def read_tip_state(plan: Plan, survey: Survey, fetcher: Fetcher) -> Tip:
 
     Raises `CorruptionError` that names the object which is not as signed.
     """
-    hashes = _Hashes(plan)
-    base: Sequence[bytes] = ()
-    pages = page_size = 0
-    if plan.base is not None:
-        pages, page_size = plan.base.facts.pages.db_pages, plan.base.facts.pages.page_size
-        base = await _begin(plan.base, hashes, fetcher)
-    await _replay(plan, hashes, survey, fetcher)
-    state = await trio.to_thread.run_sync(hashes.find_state, base, pages, page_size)
-    return Tip(state=state, standing=hashes.standing)
+    base = () if plan.base is None else await _read_base(plan.base, fetcher)
+    replay = _Replay(plan, base)
+    await _replay_log(plan, replay, survey, fetcher)
+    state = await trio.to_thread.run_sync(replay.finish)
+    return Tip(state=state, standing=replay.standing)
 
 
-async def _begin(base: Base, hashes: _Hashes, fetcher: Fetcher) -> Sequence[bytes]:
-    """Enter the page set and return its group hashes; its parts are not read."""
+async def _read_base(base: Base, fetcher: Fetcher) -> Sequence[bytes]:
+    """Return the group hashes of a page set, proven; its parts are not read."""
     name = base.item.name if base.index is None else base.index.name
     pages = base.facts.pages
-    index = None if base.index is None else await fetcher.get(name)
-    reader = await trio.to_thread.run_sync(SetReader, base.facts, index, name)
-    hashes.begin_base(base, reader)
-    data = (pages.inline or b"")[: pages.index_len] if index is None else index
-    rows = await trio.to_thread.run_sync(decode_index, data, pages, name)
-    return [row.group_hash for row in rows]
+    inline = (pages.inline or b"")[: pages.index_len]
+    index = inline if base.index is None else await fetcher.get(name)
+
+    def read() -> list[bytes]:
+        rows = decode_index(index, pages, name)
+        check_groups(rows, pages, name)
+        return [row.group_hash for row in rows]
+
+    return await trio.to_thread.run_sync(read)
 
 
-async def _replay(plan: Plan, hashes: _Hashes, survey: Survey, fetcher: Fetcher) -> None:
+async def _replay_log(plan: Plan, replay: _Replay, survey: Survey, fetcher: Fetcher) -> None:
     """Apply the plan's log objects in order; those that the survey kept are not read again."""
     kept = {span: survey.take(span.item) for span in plan.spans}
     missing = [span.item for span in plan.spans if kept[span] is None]
@@ -193,6 +256,6 @@ async def _replay(plan: Plan, hashes: _Hashes, survey: Survey, fetcher: Fetcher)
             if segment is None:
                 number, segment = await anext(stream)
             assert segment is not None, "kept, or fetched"
-            await trio.to_thread.run_sync(hashes.apply, span, segment)
+            await trio.to_thread.run_sync(replay.apply, span, segment)
             if number is not None:
                 await stream.done(number)

@@ -73,18 +73,17 @@ class Pump:
         self._limiter = limiter
         self._token = trio.lowlevel.current_trio_token()
         self._wake = trio.Event()
-        self._idle = trio.Event()
-        self._idle.set()
+        self._done_count = 0
+        self._done = trio.Event()
         self._has_ended = False
         self._taken = trio.Event()
         self._unfinal: list[FinalFrame] = []
 
     def _notify(self) -> None:
         """Wake the pump from a capture thread."""
-        self._token.run_sync_soon(self._set_busy, idempotent=True)
+        self._token.run_sync_soon(self._wake_up, idempotent=True)
 
-    def _set_busy(self) -> None:
-        self._idle = trio.Event() if self._idle.is_set() else self._idle
+    def _wake_up(self) -> None:
         self._wake.set()
 
     async def room(self) -> None:
@@ -93,14 +92,14 @@ class Pump:
             await self._taken.wait()
 
     async def drained(self) -> bool:
-        """Return True once everything that was captured before this call is final.
+        """Return when everything that was captured before this call is final.
 
-        False if the pump ended before.
+        False: the pump ended before it was.
         """
-        if not self.waiting.is_empty and not self._has_ended:
-            self._set_busy()  # its notification may still be under way
-        await self._idle.wait()
-        return not self._has_ended
+        target = self.waiting.put_count
+        while self._done_count < target and not self._has_ended:
+            await self._done.wait()
+        return self._done_count >= target
 
     async def run(self) -> None:
         """Pump for ever; any error ends it, and the shard starts again from the journal."""
@@ -108,7 +107,7 @@ class Pump:
             await self._run()
         finally:
             self._has_ended = True
-            self._idle.set()
+            self._done.set()
 
     async def _run(self) -> None:
         while True:
@@ -119,10 +118,11 @@ class Pump:
             self._taken = trio.Event()
             if captured:
                 await self.push(captured)
+                self._done_count += len(captured)
+                self._done.set()
+                self._done = trio.Event()
                 if len(captured) > 1:
                     await trio.sleep(_BUSY_PAUSE_S)
-            if not self._wake.is_set():
-                self._idle.set()
 
     async def push(self, captured: Sequence[Captured]) -> None:
         """Frame, store and finalise ``captured``."""

@@ -27,6 +27,8 @@ class Waiting:
         self._items: list[Captured] = []
         self._bytes = 0
         self._is_closed = False
+        self.put_count = 0
+        """How many pieces were ever added."""
         self.oldest_ns: int | None = None
         """When the oldest piece that waits was captured."""
 
@@ -43,6 +45,7 @@ class Waiting:
             if not self._items:
                 self.oldest_ns = batch[0].captured_ns
             self._items += batch
+            self.put_count += len(batch)
             self._bytes += sum(item.raw_bytes for item in batch)
         self._notify()
         return self.has_room
@@ -51,11 +54,6 @@ class Waiting:
     def has_room(self) -> bool:
         """Whether the capture thread may go on reading."""
         return self._bytes < WAITING_BYTES_MAX
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing waits."""
-        return not self._items
 
     @property
     def commits(self) -> int:

@@ -18,8 +18,10 @@ After a failed fsync Linux forgets that the pages were not written, so trying ag
 a broken journal stays broken, and even its log is left as it is for the next start to judge.
 
 Checkpoints are our own. SQLite's automatic one drops its errors, also that of an fsync. A full disk
-is no error there: the log goes on growing until a transaction finds no room. A reader that holds
-the log open would keep it growing, so each read takes all it wants and finishes its statement.
+is no error there: the log goes on growing until a transaction finds no room. While anybody reads
+from the log it cannot begin anew, so each read takes all it wants and finishes its statement, and
+when reads follow one another too closely a checkpoint waits for those of the moment, and new ones
+for it.
 
 The file shrinks again: a row that goes leaves free pages for the next one, and when most of the
 file is free its end is given back, little by little, with the transactions that drop frames.
@@ -51,10 +53,14 @@ _PAGE_BYTES: Final = 4 * KIB
 # A checkpoint costs two fsyncs and writes a page once however often it changed: larger than
 # SQLite's 1,000 pages.
 _CHECKPOINT_PAGES: Final = 4_000
+# From this on the readers of the moment are waited for, so that the log begins anew.
+_LOG_PAGES_MAX: Final = 4 * _CHECKPOINT_PAGES
 # What the log may keep of the disk after it grew by a huge transaction.
 _LOG_BYTES_KEPT: Final = 32 * MIB
 _CACHE_BYTES: Final = 2 * MIB
 _LOCKED_MS_MAX: Final = 5_000
+_READERS_MS_MAX: Final = 1_000
+_READER_PAUSE_S: Final = 0.001
 # Free pages are worth keeping for the next frames; beyond this, and 3 of 4 of the file, they go.
 _FREE_PAGES_KEPT: Final = 64 * MIB // _PAGE_BYTES
 # Cutting off 64 free pages takes 0.5 ms, but moving 64 used ones to the front takes 10 ms.
@@ -91,6 +97,8 @@ class JournalFile:
         self._is_broken = False
         self._is_closed = False
         self._log_pages = 0
+        self._log_pages_max = _LOG_PAGES_MAX
+        self._holds_readers = False
         self._gives_back_at = time.monotonic()
         with ExitStack() as opened:
             self._descriptor = _claim(directory, opened)
@@ -146,7 +154,22 @@ class JournalFile:
     def _checkpoint(self) -> None:
         # What a full disk or a lock forbids is tried again with the next transaction.
         with suppress(*_FULL, *_LOCKED):
-            self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if self._log_pages < self._log_pages_max:
+                self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            else:
+                self._checkpoint_and_wait()
+
+    def _checkpoint_and_wait(self) -> None:
+        # A stranger's reader may stay for ever, so in vain we wait ever more seldom.
+        self._log_pages_max = 2 * self._log_pages
+        self._writer.set_busy_timeout(_READERS_MS_MAX)
+        self._holds_readers = True
+        try:
+            self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
+            self._log_pages_max = _LOG_PAGES_MAX
+        finally:
+            self._holds_readers = False
+            self._writer.set_busy_timeout(_LOCKED_MS_MAX)
 
     def give_back(self) -> None:
         """Within a transaction: give free pages back to the disk, for a moment now and then."""
@@ -172,6 +195,9 @@ class JournalFile:
         `CorruptionError` when pages are unreadable, `JournalBroken` when the disk fails.
         """
         self._require_sound()
+        # Readers that overlap for ever would starve a checkpoint that waits for those of the moment.
+        while self._holds_readers:
+            time.sleep(_READER_PAUSE_S)
         with self._explaining(is_read=True):
             # Another thread may take the last one between a look and the grasp.
             try:
@@ -180,6 +206,8 @@ class JournalFile:
                 connection = _connect(self.path)
             try:
                 yield connection
+            except UnicodeDecodeError as error:
+                raise damaged(self.path, str(error)) from error
             finally:
                 self._readers.append(connection)
 
@@ -258,6 +286,8 @@ def _explaining_start(path: Path) -> Iterator[None]:
                 f"the journal {path} cannot be opened ({error}): let basenet read and write it, "
                 "or set BASE_DATA_DIR to another directory."
             ) from error
+        raise damaged(path, str(error)) from error
+    except UnicodeDecodeError as error:
         raise damaged(path, str(error)) from error
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import apsw
 
-from basenet.errors import UsageError
+from basenet.errors import CorruptionError, UsageError
 from basenet.units import JOURNAL_ID_BYTES, Seq
 
 VERSION: Final = 1
@@ -23,9 +23,8 @@ _GROUP_BITS: Final = 32
 # where the run began. `frame.bytes_end` counts the bytes of the lineage's frames from the first
 # one that was ever stored here up to this one, itself included, so that sizes of ranges are
 # differences. `frame.crc` is that of `record`: SQLite itself does not notice a rotten bit.
-_TABLES: Final = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
-CREATE TABLE shard (
+_META: Final = "CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
+_SHARD: Final = """CREATE TABLE shard (
     number INTEGER PRIMARY KEY,
     shard TEXT NOT NULL UNIQUE,
     path TEXT NOT NULL,
@@ -41,8 +40,8 @@ CREATE TABLE shard (
     broken_seq INTEGER,
     snapshot_seq INTEGER NOT NULL DEFAULT 0,
     snapshot_ns INTEGER NOT NULL DEFAULT 0
-) STRICT;
-CREATE TABLE frame (
+) STRICT"""
+_FRAME: Final = """CREATE TABLE frame (
     id INTEGER PRIMARY KEY,
     flags INTEGER NOT NULL,
     local_first INTEGER NOT NULL,
@@ -51,25 +50,32 @@ CREATE TABLE frame (
     crc INTEGER NOT NULL,
     state_root BLOB NOT NULL,
     record BLOB NOT NULL
-) STRICT;
-CREATE TABLE leaf (id INTEGER PRIMARY KEY, hashes BLOB NOT NULL) STRICT;
-"""
+) STRICT"""
+_LEAF: Final = "CREATE TABLE leaf (id INTEGER PRIMARY KEY, hashes BLOB NOT NULL) STRICT"
+_TABLES: Final = (_META, _SHARD, _FRAME, _LEAF)
 
 
 def is_empty(connection: apsw.Connection, path: str) -> bool:
     """Return whether the file has no tables yet; False: it is a journal of our version.
 
-    Raises `UsageError` when it is of a newer or of another program; nothing was changed then.
+    Raises `UsageError` when it is of a newer or of another program, `CorruptionError` when its
+    tables are not ours; nothing was changed then.
     """
     version = connection.pragma("user_version")
-    if version == VERSION:
-        return False
-    if version != 0:
+    if version not in (0, VERSION):
         raise UsageError(
             f"the journal {path} has version {version}, this basenet knows {VERSION}: "
             "run the newer basenet that wrote it."
         )
-    if connection.execute("SELECT name FROM sqlite_schema").fetchall():
+    tables = {table for (table,) in connection.execute("SELECT sql FROM sqlite_schema") if table}
+    if version == VERSION:
+        if tables != set(_TABLES):
+            raise CorruptionError(
+                f"the journal {path} is damaged (its tables are not those of version {version}): "
+                f"move {path}* aside; basenet then continues from the archive as a child lineage."
+            )
+        return False
+    if tables:
         raise UsageError(
             f"{path} is a database, but not a journal of basenet: set BASE_DATA_DIR to a "
             "directory of basenet's own."
@@ -81,7 +87,8 @@ def create(connection: apsw.Connection) -> None:
     """Create the tables of a new journal, all or none of them."""
     journal_id = secrets.token_bytes(JOURNAL_ID_BYTES)
     connection.execute("BEGIN")
-    connection.execute(_TABLES)
+    for table in _TABLES:
+        connection.execute(table)
     connection.execute("INSERT INTO meta VALUES ('journal_id', ?), ('jcount', 0)", (journal_id,))
     connection.pragma("user_version", VERSION)
     connection.execute("COMMIT")

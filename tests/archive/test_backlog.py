@@ -160,6 +160,7 @@ def test_sums_are_exact_and_no_frame_is_lost_or_reordered(
     acts: list[tuple[str, int]], bytes_max: int, entries_max: int
 ) -> None:
     """For any appends, shipments and drops: every frame is shipped or skipped, once, in order."""
+
     async def scenario() -> None:
         backlog = Backlog(archived_seq=Seq(0), bytes_max=bytes_max, entries_max=entries_max)
         journal = Journal()

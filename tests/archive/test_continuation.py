@@ -21,6 +21,7 @@ from basenet.errors import ConflictError, CorruptionError, UntrustedKey
 from basenet.units import HASH_BYTES, JournalId, PublicKeyBytes, Seq
 from basenet.wire.frame import Flag
 from basenet.wire.merkle import StateTree, leaf_hash
+from tests.archive.builder import History
 from tests.fakes.chain import Chain, signer
 from tests.fakes.journal import journal_of
 from tests.fakes.memory_store import Fault, MemoryStore, always
@@ -415,3 +416,18 @@ async def test_a_writer_that_was_forked_off_begins_a_child() -> None:
     decision = await decide(store, journal_of(chain))
     assert isinstance(decision, Child)
     assert (decision.seq, decision.hash) == (25, other.frame(25).head.hash)
+
+
+async def test_a_change_of_keys_is_followed_to_the_tip() -> None:
+    """Q22: the voter at the tip is the successor; the key before it would have to force."""
+    chain, store = History(), MemoryStore()
+    chain.random_commit(grow=5)
+    ship(store, chain)
+    chain.hand_over(2)
+    begun = chain.tip.head.seq
+    chain.random_commit(grow=5)
+    ship(store, chain, start=begun, step=1)
+    for key, is_forced in ((2, False), (1, True)):
+        decision = await decide(store, None, key=key, trusted=(1,))
+        assert isinstance(decision, Child), decision
+        assert (decision.seq, decision.is_forced) == (chain.tip.head.seq, is_forced)

@@ -21,6 +21,8 @@ round was lapped, what the machine was and how loaded, is printed with the table
 `restoring`    running a restore command; what it cost; is what came back the source
 `report`       lines, their table and their JSON
 `machine`      what this was measured on
+`others`       how much of it was busy with something else
+`context`      what each row is given: where to work, how much to do
 `rows`         one file per question
 `main`         the command line
 =============  ====================================================================

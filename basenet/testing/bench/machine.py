@@ -1,6 +1,6 @@
 """What the numbers were measured on."""
 
-import datetime
+import datetime as dt
 import os
 import platform
 import sqlite3
@@ -17,7 +17,7 @@ from basenet.testing.bench.sidecars import litestream_program
 def facts() -> dict[str, Any]:
     """Return the machine, the versions and the moment."""
     return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cores": os.cpu_count(),
         "processor": _first(Path("/proc/cpuinfo"), "model name"),
         "memory": _first(Path("/proc/meminfo"), "MemTotal"),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Self
 
 from basenet.errors import UnavailableError
 
@@ -37,7 +37,7 @@ class Process:
         with output.open("ab") as out, self.errors.open("ab") as err:
             self._child = subprocess.Popen(command, stdout=out, stderr=err, env=dict(environment))
 
-    def __enter__(self) -> "Process":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -77,4 +77,4 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def megabytes(size: float) -> str:
     """Return ``size`` bytes in MB, with a decimal when it is small."""
-    return f"{size / MB:.1f} MB" if size < 10 * MB else f"{size / MB:.0f} MB"  # noqa: PLR2004
+    return f"{size / MB:.1f} MB" if size < 10 * MB else f"{size / MB:.0f} MB"

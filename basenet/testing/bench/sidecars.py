@@ -223,7 +223,8 @@ class Basenet(Sidecar):
 
     def newest(self) -> str:
         """Return the last log object's name."""
-        return _last_name(self.scene.archive / "default" / "app", "log")
+        logs = (self.scene.archive / "default" / "app").glob("*/log/*/*.lbn")
+        return max((path.name for path in logs), default="")
 
     def laps(self) -> int:
         """Return base_capture_lapped_total, summed over the shards."""
@@ -231,7 +232,7 @@ class Basenet(Sidecar):
 
     def metric(self, name: str) -> float:
         """Return a metric of ``/metrics``, summed over its samples."""
-        with urllib.request.urlopen(f"http://{self._address()}/metrics", timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://{self._address()}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
         samples = [line.rpartition(" ") for line in lines if line.startswith(name)]
         return sum(float(value) for key, _, value in samples if key.partition("{")[0] == name)
@@ -317,31 +318,13 @@ class Litestream(Sidecar):
 
     def newest(self) -> str:
         """Return the last object of level 0."""
-        folder = self.scene.archive / "ltx" / "0"
-        try:
-            return max((name for name in os.listdir(folder) if name.endswith(".ltx")), default="")
-        except FileNotFoundError:
-            return ""
+        level = (self.scene.archive / "ltx" / "0").glob("*.ltx")
+        return max((path.name for path in level), default="")
 
     def restore_command(self, out: Path) -> tuple[list[str | Path], dict[str, str]]:
         """Return ``litestream restore`` by the configuration."""
         command: list[str | Path] = [litestream_program(), "restore", "-o", out]
         return [*command, "-config", self._configuration, self.scene.database], self._environment()
-
-
-def _last_name(folder: Path, below: str) -> str:
-    """Return the greatest object name in the newest folder of ``folder``/*/``below``/."""
-    try:
-        (lineage,) = [entry for entry in os.scandir(folder) if entry.is_dir()][-1:]
-        logs = os.path.join(lineage.path, below)  # noqa: PTH118  (a Path costs more)
-        last = max(os.listdir(logs))
-        return max(
-            name
-            for name in os.listdir(os.path.join(logs, last))
-            if name.endswith(".lbn")  # noqa: PTH118
-        )
-    except (FileNotFoundError, ValueError):
-        return ""
 
 
 _KINDS: Final[dict[Kind, type[Sidecar]]] = {

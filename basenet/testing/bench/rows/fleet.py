@@ -1,4 +1,4 @@
-"""One hundred databases in a directory, each open in an application: what do they take?"""
+"""What one hundred databases in a directory take, each open in an application."""
 
 import sqlite3
 from contextlib import ExitStack, closing

@@ -1,4 +1,4 @@
-"""What is lost, and what is shipped again, when processes are killed?
+"""What is lost, and what is shipped again, when processes are killed.
 
 *host lost*: writer and sidecar get SIGKILL in mid-write and only the archive is left. *sidecar
 killed*: three times under load, each time started again. *sidecar away*: the application writes on
@@ -133,7 +133,7 @@ def _kill_sidecar(context: Context, scene: Scene, contender: Contender) -> tuple
 
 
 def sidecar_away(context: Context) -> list[Line]:
-    """The sidecar is down while the application writes and truncates its log."""
+    """Write and truncate the log while the sidecar is down."""
     shares: dict[Contender, list[float]] = {}
     base = Load(transactions=context.few(250, 25), rows=200, row_bytes=1024)
     more = Load(transactions=context.few(5_000, 500), ends_with_truncate=True)

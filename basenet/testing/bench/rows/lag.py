@@ -1,4 +1,4 @@
-"""How long does a lone commit take to the archive, and what does waiting for it cost?
+"""How long a lone commit takes to the archive, and what waiting for it costs.
 
 A commit is lone when the one before it is longer ago than the flush interval. The archive is a
 directory that is listed twice a millisecond; the moment counts when the object has its final name.

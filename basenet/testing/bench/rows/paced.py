@@ -1,4 +1,4 @@
-"""What does a commit cost an application that is not in a hurry: 2,000 transactions a second?"""
+"""What a commit costs an application that is not in a hurry: 2,000 transactions a second."""
 
 from basenet.testing.bench import report
 from basenet.testing.bench.contenders import ALONE, BASENET, LITESTREAM, LITESTREAM_FAST, Contender

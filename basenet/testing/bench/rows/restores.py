@@ -1,4 +1,4 @@
-"""How fast does a database come back, compared with litestream from its own replica?
+"""How fast a database comes back, compared with litestream from its own replica.
 
 Restores of the two take turns; both results are compared with the source.
 """
@@ -25,7 +25,7 @@ _KIB_ROWS_PER_TX: Final = 200
 
 
 def large(context: Context) -> list[Line]:
-    """A database of 684 MB: random rows, then compressible ones."""
+    """Restore a database of 684 MB: random rows, then compressible ones."""
     lines = []
     for kind, is_compressible in (("random", False), ("compressible", True)):
         load = Load(
@@ -44,7 +44,7 @@ def large(context: Context) -> list[Line]:
 
 
 def tiny(context: Context) -> list[Line]:
-    """A database of 50 MB and 20,000 one-row transactions behind its snapshot."""
+    """Restore a database of 50 MB and 20,000 one-row transactions behind its snapshot."""
     base = Load(
         transactions=context.few(250, 25),
         rows=_KIB_ROWS_PER_TX,

@@ -1,4 +1,4 @@
-"""What does an application cost that writes little: 20 rows of 100 B a second, to S3?
+"""What an application costs that writes little: 20 rows of 100 B a second, to S3.
 
 A counting proxy stands before the store, so every program's requests are counted alike.
 """

@@ -1,4 +1,4 @@
-"""How many bytes does the archive hold for each byte of rows that cannot be compressed?"""
+"""How many bytes the archive holds for each byte of rows that cannot be compressed."""
 
 from dataclasses import replace
 from typing import Final

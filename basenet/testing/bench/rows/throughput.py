@@ -1,4 +1,4 @@
-"""How fast does the application commit at full speed, beside each contender and alone?
+"""How fast the application commits at full speed, beside each contender and alone.
 
 Each round runs the load once alone and once beside every contender, one after the other on a fresh
 database; the answer is the median of the rounds' ratios. The same runs tell the size of the WAL,
@@ -20,6 +20,7 @@ from basenet.testing.bench.contenders import (
 )
 from basenet.testing.bench.context import Context
 from basenet.testing.bench.loads import Load, Report
+from basenet.testing.bench.others import Others
 from basenet.testing.bench.report import Line
 from basenet.testing.bench.sidecars import running
 
@@ -44,6 +45,7 @@ class Round:
     cpu_during_s: float
     cpu_total_s: float
     peak_bytes: int
+    others_cores: float
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -58,6 +60,7 @@ class Round:
             "cpu_during_s": round(self.cpu_during_s, 2),
             "cpu_total_s": round(self.cpu_total_s, 2),
             "peak_mb": round(self.peak_bytes / report.MB, 1),
+            "others_cores": self.others_cores,
         }
 
 
@@ -101,17 +104,21 @@ def _measure(context: Context, name: str, load: Load, *, is_main: bool = False) 
 def _run(context: Context, load: Load, contender: Contender, alone: float | None) -> Round:
     with context.scene() as scene, running(scene, contender) as sidecar:
         before = sidecar.usage()
+        others = Others()
         done = load.run(scene.database)
         during = sidecar.usage()
+        cpu_during_s = during.cpu_seconds - before.cpu_seconds
+        others_cores = others.cores(done.cpu_seconds + cpu_during_s)
         sidecar.wait_archived()
         after = sidecar.usage()
         return Round(
             report=done,
             ratio=1.0 if alone is None else done.rate / alone,
             laps=sidecar.laps(),
-            cpu_during_s=during.cpu_seconds - before.cpu_seconds,
+            cpu_during_s=cpu_during_s,
             cpu_total_s=after.cpu_seconds - before.cpu_seconds,
             peak_bytes=after.peak_bytes,
+            others_cores=others_cores,
         )
 
 

@@ -1,4 +1,4 @@
-"""How long does an application's own ``wal_checkpoint(TRUNCATE)`` take beside each contender?"""
+"""How long an application's own ``wal_checkpoint(TRUNCATE)`` takes beside each contender."""
 
 import sqlite3
 import time

@@ -1,0 +1,114 @@
+"""What `restore` and `verify` share: which archive, whose keys, and how to be stopped.
+
+Trust comes from one place, the first that is named: ``--trusted-keys``, BASE_TRUSTED_KEYS, the data
+directory. Nothing that lies in the archive is ever trusted for lying there; when there is no key at
+all, the refusal shows the fingerprint that was met, for the operator to compare.
+"""
+
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import click
+import trio
+
+from basenet.archive.catalog import list_services, list_shards
+from basenet.archive.facts import get_signer
+from basenet.archive.names import ShardNames
+from basenet.archive.port import Store
+from basenet.archive.store import open_store
+from basenet.config import Config
+from basenet.errors import BasenetError, CorruptionError, UnavailableError, UsageError
+from basenet.keys.trust import TRUSTED_KEYS_NAME, explain_missing_trust, find_trusted_keys
+from basenet.units import PublicKeyBytes
+
+_Result = TypeVar("_Result")
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
+DATA_DIR_NAME: Final = ".basenet"
+
+
+def trust_option(command: _Command) -> _Command:
+    """Give a command ``--trusted-keys``, which arrives as ``trusted_keys``."""
+    return click.option(
+        "--trusted-keys",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="The public keys to believe, a line each, as `basenet keys show` prints them.  "
+        "[default: BASE_TRUSTED_KEYS, or trusted.keys in the data directory]",
+    )(command)
+
+
+def open_archive(archive: str | None, config: Config) -> Store:
+    """Return the store of ``archive``, by default BASE_ARCHIVE; the caller closes it."""
+    url = archive or (config.archive.url if config.archive else None)
+    if url is None:
+        raise UsageError("no archive is named; write it as the first argument or in BASE_ARCHIVE")
+    return open_store(url, environment=os.environ)
+
+
+async def read_trust(
+    store: Store, config: Config, option: Path | None, *, out: Path | None = None
+) -> frozenset[PublicKeyBytes]:
+    """Return the keys to believe; ``out`` is the database that is restored.
+
+    Raises `UsageError` when there are none, with the fingerprint that the archive shows.
+    """
+    data_dirs = [config.data_dir]
+    if not os.environ.get("BASE_DATA_DIR") and out is not None:
+        data_dirs.insert(0, out.parent / DATA_DIR_NAME)
+    held = [path for path in data_dirs if (path / TRUSTED_KEYS_NAME).exists()]
+    keys = find_trusted_keys(
+        option=option, configured=config.trusted_keys, data_dir=held[0] if held else None
+    )
+    if keys is None:
+        raise explain_missing_trust(signer=await _find_signer(store, config.service))
+    return keys.publics
+
+
+async def _find_signer(store: Store, service: str) -> PublicKeyBytes | None:
+    """Return the key that some signed object shows; nothing is believed of it."""
+    services = await list_services(store)
+    for folder in sorted(services, key=lambda name: name != service):
+        for shard in await list_shards(store, folder):
+            names = ShardNames(service=folder, shard=shard)
+            async for entry in store.list(names.prefix):
+                if entry.name == names.tip or entry.name.endswith(".lbn"):
+                    try:
+                        return get_signer(await store.get_data(entry.name), entry.name)
+                    except CorruptionError:
+                        continue
+    return None
+
+
+def run(action: Callable[[], Awaitable[_Result]]) -> _Result:
+    """Run ``action`` to its end; SIGTERM and SIGHUP cancel it, so that it cleans up."""
+    return trio.run(_run_until_told, action)
+
+
+async def _run_until_told(action: Callable[[], Awaitable[_Result]]) -> _Result:
+    results: list[_Result] = []
+    failure: BasenetError | None = None
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_cancel_on_signal, nursery.cancel_scope)
+        try:
+            results.append(await action())
+        except BasenetError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    if not results:
+        raise UnavailableError("stopped by a signal; nothing was left behind")
+    return results[0]
+
+
+async def _cancel_on_signal(
+    scope: trio.CancelScope, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+        task_status.started()
+        async for _ in signals:
+            scope.cancel()
+            return
