@@ -106,7 +106,9 @@ def test_every_command_of_a_code_block_is_understood(page: Path) -> None:
         command, left = resolve(words)
         if "--help" in left or "-h" in left or not left:
             continue
-        command.make_context("basenet", left).close()
+        # A variable of the shell stands for a number as well as for a text.
+        plain = [re.sub(r"\$\w+", "1", word) for word in left]
+        command.make_context("basenet", plain).close()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

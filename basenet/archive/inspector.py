@@ -16,6 +16,7 @@ several sets share is verified once.
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import trio
 
@@ -26,7 +27,6 @@ from basenet.archive.facts import (
     make_log_facts,
     naming,
     open_log,
-    open_set,
     sign_of,
 )
 from basenet.archive.fetch import Request, Stream
@@ -41,23 +41,43 @@ from basenet.errors import ChainBroken, ConflictError, CorruptionError
 from basenet.units import HASH_BYTES, Seq
 from basenet.wire.segment import Segment, TreeRecord
 
-_Set = tuple[SetItem, SetFacts]
+LocatedSet = tuple[SetItem, SetFacts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineageLimits:
+    """Where a lineage begins and what of it need not be there.
+
+    ``pruned_to``: frames at or below it may be gone, because a page set older than the retention
+    stands above them. ``left_at``: the last seq at which another lineage goes on; frames above it
+    are abandoned.
+    """
+
+    first_seq: Seq
+    pruned_to: int
+    left_at: int | None
 
 
 class LineageInspector:
     """Goes through one lineage once."""
 
     def __init__(
-        self, inspection: Inspection, items: LineageItems, walk: Walk, first_seq: Seq
+        self,
+        inspection: Inspection,
+        items: LineageItems,
+        walk: Walk,
+        *,
+        sets: Sequence[LocatedSet],
+        limits: LineageLimits,
     ) -> None:
-        """``walk`` has begun with the genesis, if there is one, which has ``first_seq``."""
+        """``walk`` has begun with the genesis, if there is one; ``sets``: by seq."""
         self._inspection = inspection
         self._names = inspection.names
         self._items = items
         self._walk = walk
-        self._due = first_seq
-        self._sets: deque[_Set] = deque()
-        self._oldest: SetFacts | None = None
+        self._limits = limits
+        self._due = limits.first_seq
+        self._sets = deque(sets)
         self._orphans: tuple[Span, ...] = ()
         self._parts: set[str] = set()  # the names of parts that a manifest names
 
@@ -68,38 +88,20 @@ class LineageInspector:
 
     async def run(self) -> None:
         """Read and judge everything."""
-        await self._read_manifests()
         stretch = await self._resolve()
         self._orphans = stretch.orphans
         await self._walk_spans(stretch.spans)
         while self._sets:
             await self._pass_set(*self._sets.popleft())
         self._walk.stop_range()
-        await self._read_orphans()
+        self._note_orphans()
         self._note_unreferenced()
-        if not self._walk.ranges:
+        if not self._walk.ranges and self._limits.left_at is None:
             self._inspection.report(
                 f"{self._names.lineage(self._items.lineage)}set/L9/*",
                 f"nothing of lineage {self._items.lineage.hex()} can be restored: no page set, "
                 "and no genesis without pages, lies before its log",
             )
-
-    # Manifests first: the oldest one says what retention may have deleted.
-
-    async def _read_manifests(self) -> None:
-        for item in self._items.sets:
-            data = await self._inspection.get(item.name)
-            self._inspection.meter.add(item.size)
-            if data is None:
-                continue
-            try:
-                facts = open_set(data, item.name, item.set, self._names)
-            except CorruptionError as error:
-                self._inspection.report(item.name, str(error))
-                continue
-            self._sets.append((item, facts))
-        if self._sets:
-            self._oldest = self._sets[0][1]
 
     async def _resolve(self) -> Stretch:
         """Return who speaks for which frames; only when objects overlap they are read for it."""
@@ -167,7 +169,7 @@ class LineageInspector:
         while self._sets and self._sets[0][0].set.to_seq < span.first:
             await self._pass_set(*self._sets.popleft())
         if span.first > self._due:
-            self._report_gap(Seq(span.first - 1), span.item.log.end)
+            self._report_gap(Seq(span.first - 1))
             self._walk.lose()
 
     async def _walk_span(self, span: Span, segment: Segment) -> None:
@@ -185,13 +187,14 @@ class LineageInspector:
             if isinstance(record, TreeRecord) and span.last == segment.end_seq:
                 self._walk.check_tree(record, name)
 
-    def _report_gap(self, last: Seq, next_end: Seq) -> None:
+    def _report_gap(self, last: Seq) -> None:
         """Report that the frames from the one that is due to ``last`` are missing."""
         first, lineage = self._due, self._items.lineage
-        if self._may_be_retention(first, next_end):
+        left_at = self._limits.left_at
+        if last <= self._limits.pruned_to or (left_at is not None and first > left_at):
             self._inspection.notes.append(
-                f"frames {first}..{last} of lineage {lineage.hex()} were deleted by retention: the "
-                "oldest page set stands above them"
+                f"frames {first}..{last} of lineage {lineage.hex()} are gone, as retention leaves "
+                "it: no moment that it keeps needs them"
             )
             return
         self._inspection.report(
@@ -199,25 +202,12 @@ class LineageInspector:
             f"frames {first}..{last} are missing: no log object holds them",
         )
 
-    def _may_be_retention(self, first: Seq, next_end: Seq) -> bool:
-        """Return whether retention may have made a gap at ``first``.
-
-        It leaves the genesis, and everything from the oldest page set on. ``next_end``: the end of
-        the object behind the gap.
-        """
-        if self._oldest is None or not self._items.logs:
-            return False
-        is_behind_genesis = first == self._items.logs[0].log.end + 1
-        reaches_oldest = next_end >= self._oldest.set.to_seq
-        is_old = self._oldest.head.timestamp_ns <= self._inspection.horizon_ns
-        return is_behind_genesis and reaches_oldest and is_old
-
     # Page sets.
 
     async def _pass_set(self, item: SetItem, facts: SetFacts) -> None:
         """Take a page set at a seq of which there is no frame in the log."""
         if item.set.to_seq >= self._due:
-            self._report_gap(item.set.to_seq, item.set.to_seq)
+            self._report_gap(item.set.to_seq)
             self._walk.lose()
             self._due = Seq(item.set.to_seq + 1)
         await self._check_set(item, facts)
@@ -342,7 +332,7 @@ class LineageInspector:
 
     # What nothing depends on.
 
-    async def _read_orphans(self) -> None:
+    def _note_orphans(self) -> None:
         for span in self._orphans:
             self._inspection.notes.append(
                 f"frames {span.first}..{span.last} in {span.item.name} are orphaned: a writer with "

@@ -12,10 +12,11 @@ What is missing is found in four ways: a gap between log objects, a page set who
 gone, an index whose manifest is gone, and a TIP that proves more than there is. The name of a
 missing log object is known but for its end, so it is given with a star.
 
-*Retention* deletes the log up to the oldest page set that it keeps; only the genesis stays. So a
-gap right behind the genesis that reaches to the oldest page set is no problem once that set is
-older than the retention. What is deleted in just this shape cannot be told apart from it, nor can
-an inline page set that no moment depends on: it leaves no trace.
+*Retention* keeps every moment since a while, from the newest page set before that while on; below
+it only geneses and CONFIGs stay. So what is missing below the oldest page set is no problem once
+that set is older than the retention: no moment that is still kept needs it. Three things leave no
+trace when they are deleted: the TIP, an inline page set that no moment depends on, and the end of
+an abandoned lineage.
 
 The lease is neither signed nor needed, and not judged. Objects that vanish while they are read
 (retention again) make the shard be listed and verified once more.
@@ -27,16 +28,23 @@ from dataclasses import dataclass
 from typing import Final
 
 from basenet.archive.catalog import Catalog, LineageItems, make_catalog
-from basenet.archive.facts import TipFacts, make_log_facts, naming, open_log, open_tip
+from basenet.archive.facts import (
+    TipFacts,
+    make_log_facts,
+    naming,
+    open_log,
+    open_set,
+    open_tip,
+)
 from basenet.archive.fetch import Fetcher
 from basenet.archive.findings import Inspection, Meter, OnProgress, Problem
-from basenet.archive.inspector import LineageInspector
+from basenet.archive.inspector import LineageInspector, LineageLimits, LocatedSet
 from basenet.archive.lineage import find_leaves
 from basenet.archive.names import LOG_FOLDER_SEQS, SetName, ShardNames
 from basenet.archive.plan import find_genesis, list_lineages
 from basenet.archive.port import Entry, Store
 from basenet.archive.replay import check_tip_trust
-from basenet.archive.trust import Genesis, begin
+from basenet.archive.trust import Genesis, Standing, begin
 from basenet.archive.walk import Moment, RestorableRange, Walk
 from basenet.errors import CorruptionError
 from basenet.units import Lineage, PublicKeyBytes, Seq, ShardId, is_shard_id
@@ -149,6 +157,7 @@ class _ShardVerifier:
         self._names = catalog.names
         self._walks: dict[Lineage, Walk] = {}
         self._ends: dict[Lineage, Seq] = {}
+        self._sets: dict[Lineage, list[LocatedSet]] = {}
 
     async def run(self) -> ShardReport:
         geneses = {
@@ -156,6 +165,8 @@ class _ShardVerifier:
             for lineage in list_lineages(self._catalog)
         }
         tip = await self._read_tip()
+        for lineage in geneses:
+            self._sets[lineage] = await self._read_manifests(self._catalog.items(lineage))
         # A parent begins before its child, so it is walked before.
         order = sorted(geneses, key=lambda lineage: _get_first_seq(geneses[lineage]))
         for lineage in order:
@@ -225,6 +236,20 @@ class _ShardVerifier:
             self._inspection.report(self._names.tip, str(error))
             return None
 
+    async def _read_manifests(self, items: LineageItems) -> list[LocatedSet]:
+        """Return the page sets of a lineage whose manifests are sound, by seq."""
+        found = []
+        for item in items.sets:
+            data = await self._inspection.get(item.name)
+            self._inspection.meter.add(item.size)
+            if data is None:
+                continue
+            try:
+                found.append((item, open_set(data, item.name, item.set, self._names)))
+            except CorruptionError as error:
+                self._inspection.report(item.name, str(error))
+        return found
+
     # The lineages.
 
     async def _inspect(
@@ -233,7 +258,7 @@ class _ShardVerifier:
         items, genesis = self._catalog.items(lineage), geneses[lineage]
         walk = Walk(
             lineage,
-            begin(self._inspection.trusted),
+            self._find_standing(genesis),
             self._inspection.report,
             watched=_list_parent_seqs(geneses, lineage),
             noted=tip.head.seq if tip is not None and tip.lineage == lineage else None,
@@ -241,12 +266,52 @@ class _ShardVerifier:
         self._walks[lineage] = walk
         if genesis is not None:
             walk.begin(genesis, items.logs[0].name, self._find_parent(genesis))
+        inspector = LineageInspector(
+            self._inspection,
+            items,
+            walk,
+            sets=self._sets[lineage],
+            limits=self._find_limits(items, geneses),
+        )
+        await inspector.run()
+        self._ends[lineage] = inspector.end
+
+    def _find_limits(
+        self, items: LineageItems, geneses: Mapping[Lineage, Genesis | None]
+    ) -> LineageLimits:
+        genesis = geneses[items.lineage]
+        if genesis is not None:
             first_seq = genesis.head.seq
         else:
             first_seq = items.logs[0].log.start if items.logs else items.sets[0].set.to_seq
-        inspector = LineageInspector(self._inspection, items, walk, first_seq)
-        await inspector.run()
-        self._ends[lineage] = inspector.end
+        return LineageLimits(
+            first_seq=first_seq,
+            pruned_to=self._find_pruned(items.lineage, geneses),
+            left_at=max(_list_parent_seqs(geneses, items.lineage), default=None),
+        )
+
+    def _find_pruned(self, lineage: Lineage, geneses: Mapping[Lineage, Genesis | None]) -> int:
+        """Return the seq of ``lineage`` below which retention may have deleted."""
+        if self._sets[lineage]:
+            oldest = self._sets[lineage][0][1].head
+            return oldest.seq if oldest.timestamp_ns <= self._inspection.horizon_ns else 0
+        # Without a page set of its own it is retired when one stands in a lineage that goes on.
+        children = [
+            child
+            for child, genesis in geneses.items()
+            if genesis is not None
+            and genesis.config.parent is not None
+            and genesis.config.parent[0] == lineage
+        ]
+        pruned = [self._find_pruned(child, geneses) for child in children]
+        return max(_list_parent_seqs(geneses, lineage)) if pruned and all(pruned) else 0
+
+    def _find_standing(self, genesis: Genesis | None) -> Standing:
+        """Return who counts before ``genesis``, as far as its parent's CONFIGs say."""
+        parent = genesis.config.parent if genesis is not None else None
+        if parent is not None and parent[0] in self._walks:
+            return self._walks[parent[0]].standing
+        return begin(self._inspection.trusted)
 
     def _find_parent(self, genesis: Genesis) -> Moment | None:
         parent = genesis.config.parent
@@ -287,11 +352,15 @@ class _ShardVerifier:
             newest = max([item.set.to_seq for item in items.sets], default=Seq(0))
             if tip is not None and tip.lineage == items.lineage:
                 newest = max(newest, tip.head.seq)
+            known = items.lineage in geneses
+            pruned_to = self._find_pruned(items.lineage, geneses) if known else 0
             for index in items.stray_indexes:
                 parsed = self._names.parse(index.name)
                 assert isinstance(parsed, SetName), "the catalog parsed it as an index"
+                if parsed.to_seq <= pruned_to:
+                    self._inspection.notes.append(f"{index.name} is left over from retention")
                 # Snapshots are taken of the present, and only of the lineage that goes on.
-                if parsed.to_seq < newest or items.lineage not in leaves:
+                elif parsed.to_seq < newest or items.lineage not in leaves:
                     self._inspection.report(
                         f"{index.name.removesuffix('.idx')}.lbn",
                         "the manifest is missing: its index lies there without it",

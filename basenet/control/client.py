@@ -113,7 +113,9 @@ class DaemonClient:
     def _get(self, path: str, kind: type[_Fact], *, patience_s: float = 0.0) -> _Fact:
         connection = _connect(self._target, ANSWER_SECONDS_MAX + patience_s)
         try:
-            connection.request("GET", path, headers={"accept": "application/json"})
+            # One question per connection: said so, the server ends it with its answer.
+            headers = {"accept": "application/json", "connection": "close"}
+            connection.request("GET", path, headers=headers)
             response = connection.getresponse()
             body = response.read(ANSWER_BYTES_MAX + 1)
         except (OSError, http.client.HTTPException) as error:

@@ -21,6 +21,7 @@ import structlog
 import trio
 
 from basenet.archive.backlog import Backlog
+from basenet.archive.baseline import read_baseline
 from basenet.archive.continuation import (
     Child,
     Continuation,
@@ -29,11 +30,11 @@ from basenet.archive.continuation import (
     decide_continuation,
 )
 from basenet.archive.lease import Holder, Lease
-from basenet.archive.names import LogName, ShardNames
+from basenet.archive.names import ShardNames
 from basenet.archive.port import Store
 from basenet.archive.probe import probe
 from basenet.archive.prune import Pruner
-from basenet.archive.publish import Publisher, read_newest_set
+from basenet.archive.publish import Publisher
 from basenet.archive.seal import Seal
 from basenet.archive.snapshot import Snapshots
 from basenet.archive.tip import TipWriter
@@ -217,7 +218,7 @@ class Archiver:
         )
         uploader = await self._make_uploader(store, seal, lease, record)
         self.upkeep = self._make_upkeep(store, seal, lease)
-        await self._measure_log(store, seal)
+        await self._measure(store, seal.lineage)
         self.error = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(uploader.run)
@@ -292,16 +293,16 @@ class Archiver:
             history=self.history,
         )
 
-    async def _measure_log(self, store: Store, seal: Seal) -> None:
-        """Find out how much log the archive holds since the newest snapshot."""
-        newest = await read_newest_set(store, seal, self._node.trusted)
-        if newest is not None:
-            self.history.stored_bytes = newest.stored_bytes
-        prefix = self._names.lineage(seal.lineage) + "log/"
-        async for entry in store.list(prefix):
-            parsed = self._names.parse(entry.name)
-            if isinstance(parsed, LogName) and parsed.start > self.history.base_seq:
-                self.history.log_bytes += entry.size
+    async def _measure(self, store: Store, lineage: Lineage) -> None:
+        """Find out what a restore of the newest state would begin with and read."""
+        if not self.has_genesis:
+            return  # nothing of this lineage is there; the journal knows whether a parent is
+        found = await read_baseline(store, self._names, lineage, self._node.trusted)
+        history = self.history
+        history.base_seq, history.base_ns = found.seq, found.timestamp_ns
+        history.stored_bytes, history.log_bytes = found.stored_bytes, found.log_bytes
+        if found.problem is not None:
+            self._log.warning("no_base", reason=found.problem)
 
     async def _make_uploader(
         self, store: Store, seal: Seal, lease: Lease, record: ShardRecord

@@ -106,6 +106,7 @@ class Follower:
     async def run(self) -> DetachedState | None:
         """Follow until `stop` (returns None) or until the file was let go."""
         next_call_s: float | None = 0.0
+        self._waker.look_again(self._key)
         try:
             while not self._should_stop.is_set():
                 if self.capture.has_news() or self._lookers:

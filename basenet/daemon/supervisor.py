@@ -47,7 +47,9 @@ class Supervisor:
         """Keep the shards as configured until `stop`; their tasks live in ``nursery``."""
         directories = watched_directories(self._node.config.shards)
         for directory in directories:
-            self._node.waker.wake.watch_directory(_KEY + str(directory), directory)
+            key = _KEY + str(directory)
+            self._node.waker.share(key, self._doorbell)
+            self._node.waker.wake.watch_directory(key, directory)
         nursery.start_soon(self._run_janitor)
         while not self._is_stopping:
             listing = await trio.to_thread.run_sync(self._look)

@@ -52,6 +52,10 @@ class Waker:
         """Return the doorbell of ``key``, made on the first call."""
         return self._doorbells.setdefault(key, Doorbell())
 
+    def share(self, key: str, doorbell: Doorbell) -> None:
+        """Ring ``doorbell`` for ``key``, too."""
+        self._doorbells[key] = doorbell
+
     def forget(self, key: str) -> None:
         """Take the doorbell of ``key`` down."""
         self._doorbells.pop(key, None)

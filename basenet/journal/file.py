@@ -195,7 +195,7 @@ class JournalFile:
         `CorruptionError` when pages are unreadable, `JournalBroken` when the disk fails.
         """
         self._require_sound()
-        # Readers that overlap for ever would starve a checkpoint that waits for those of the moment.
+        # Readers that overlap for ever would starve a checkpoint that waits for them.
         while self._holds_readers:
             time.sleep(_READER_PAUSE_S)
         with self._explaining(is_read=True):

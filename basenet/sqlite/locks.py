@@ -42,9 +42,10 @@ class Holder:
     is_exclusive: bool
 
 
-def try_lock(descriptor: int, first_byte: int, *, length: int = 1) -> bool:
-    """Take an exclusive OFD lock; return False at once if anybody holds a conflicting one."""
-    request = _FLOCK.pack(fcntl.F_WRLCK, 0, first_byte, length, 0)
+def try_lock(descriptor: int, first_byte: int, *, length: int = 1, is_shared: bool = False) -> bool:
+    """Take an OFD lock; return False at once if anybody holds a conflicting one."""
+    kind = fcntl.F_RDLCK if is_shared else fcntl.F_WRLCK
+    request = _FLOCK.pack(kind, 0, first_byte, length, 0)
     try:
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
     except (BlockingIOError, PermissionError):

@@ -69,10 +69,14 @@ class Action(Enum):
 
 @dataclass(slots=True, kw_only=True)
 class LogFacts:
-    """What the policy looks at. ``mark``: of the pin, None if unknown."""
+    """What the policy looks at.
+
+    ``mark``: of the pin, None if unknown. ``mark_frame``: up to where it lets others copy.
+    """
 
     is_pinned: bool
     mark: int | None
+    mark_frame: int | None
     salts: bytes
     frame_max: int
     is_backfilled: bool

@@ -27,10 +27,14 @@ from basenet.sqlite import locks
 from basenet.sqlite.attach import Database
 from basenet.sqlite.pin import Pin
 from basenet.sqlite.policy import Action, LogFacts, PinPolicy
+from basenet.sqlite.walindex import READ_MARK_UNUSED
 
 LOCK_TRY_S: Final = 0.005
 # Not longer: a TRUNCATE holds the checkpoint lock while it waits for the write lock, ours.
 CHECKPOINT_TRY_S: Final = 0.020
+# SQLite's busy handler sleeps for at most 100 ms between two attempts.
+ASIDE_S: Final = 0.150
+_ASIDE_PAUSE_S: Final = 0.001
 _PAUSE_S: Final = 0.000_2
 _SETTLE_ROUNDS: Final = 3
 _UNREADABLE_RETRY_S: Final = 0.010
@@ -100,6 +104,7 @@ class Rotation:
         return LogFacts(
             is_pinned=self.pin.is_held,
             mark=self.pin.mark,
+            mark_frame=index.read_marks[self.pin.mark] if self.pin.mark else None,
             salts=index.header.salts,
             frame_max=index.header.frame_max,
             is_backfilled=index.is_backfilled,
@@ -122,7 +127,7 @@ class Rotation:
         elif action is Action.ROTATE:
             self._rotate()
         elif not has_news and self._is_waited_for(facts):
-            self._settle(is_waited_for=True)
+            self._make_way(facts)
         elif action is Action.SETTLE:
             self._settle()
         else:
@@ -151,6 +156,44 @@ class Rotation:
         writer = locks.anyone(shm_fd, locks.WAL_WRITE_BYTE)
         return writer is not None and writer.pid == checkpointer.pid
 
+    def _make_way(self, facts: LogFacts) -> None:
+        """Let a waiting checkpoint through; as it holds the write lock, nobody commits meanwhile."""
+        if facts.mark_frame != facts.frame_max or facts.is_backfilled:
+            self._settle(is_waited_for=True)
+        else:
+            self._step_aside()
+
+    def _step_aside(self) -> None:
+        """Leave a mark that is at the tip already, and come back when the copying is done.
+
+        A checkpoint that looked at the mark just before we moved it there waits for the mark, not
+        for what it says, and SQLite would give us the same one again and again. A lock of our own
+        on an unused mark keeps the log from being reset meanwhile; it is in no copier's way.
+        """
+        shm_fd = self._database.shm_fd
+        guard = self._lock_unused_mark()
+        self.pin.release()
+        self._try_for(ASIDE_S, self._is_copied, pause_s=_ASIDE_PAUSE_S)
+        self.engage()
+        if guard is not None:
+            locks.unlock(shm_fd, guard)
+
+    def _lock_unused_mark(self) -> int | None:
+        index = self._database.read_index()
+        if index is None:
+            return None
+        for mark in range(locks.WAL_READ_MARKS - 1, 0, -1):
+            byte = locks.WAL_READ_BYTE + mark
+            is_unused = index.read_marks[mark] == READ_MARK_UNUSED
+            if is_unused and locks.try_lock(self._database.shm_fd, byte, is_shared=True):
+                return byte
+        return None
+
+    def _is_copied(self) -> bool:
+        facts = self.facts()
+        is_held = locks.anyone(self._database.shm_fd, locks.WAL_CHECKPOINT_BYTE) is not None
+        return not is_held or (facts is not None and facts.is_backfilled)
+
     def _checkpoint(self) -> bool:
         """Checkpoint once; return whether nobody else was at it."""
         self.counters.checkpoints += 1
@@ -167,12 +210,14 @@ class Rotation:
         shm_fd = self._database.shm_fd
         return self._try_for(LOCK_TRY_S, lambda: locks.try_lock(shm_fd, locks.WAL_WRITE_BYTE))
 
-    def _try_for(self, seconds: float, attempt: Callable[[], bool]) -> bool:
+    def _try_for(
+        self, seconds: float, attempt: Callable[[], bool], pause_s: float = _PAUSE_S
+    ) -> bool:
         deadline = self._clock() + seconds
         while not attempt():
             if self._clock() >= deadline:
                 return False
-            self._sleep(_PAUSE_S)
+            self._sleep(pause_s)
         return True
 
     def _move_pin(self) -> bool:

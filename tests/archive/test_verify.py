@@ -348,18 +348,41 @@ async def test_what_retention_deletes_is_no_problem() -> None:
     assert "frames 2..7 are missing" in young.problems[0].sentence
 
 
-async def test_a_gap_of_another_shape_is_never_retention() -> None:
-    """Neither one above the page set, nor one that leaves frames between itself and the set."""
+async def test_a_gap_above_the_oldest_page_set_is_never_retention() -> None:
+    """However old it is: the moments there are kept."""
     history, archive = retained()
-    old_ns = history.tip.head.timestamp_ns + 8 * DAY_NS
-    name = archive.put_log(history, 4, 5)
-    report = await archive.verify(now_ns=old_ns)
-    assert ["frames 2..3" in p.sentence or "frames 6..7" in p.sentence for p in report.problems]
-    archive.delete(name)
     above = next(name for name in archive.store.objects if "/00000000000000000010-" in name)
     archive.delete(above)
-    report = await archive.verify(now_ns=old_ns)
+    report = await archive.verify(now_ns=history.tip.head.timestamp_ns + 8 * DAY_NS)
     assert is_named(report, above)
+
+
+async def test_a_retired_lineage_is_no_problem() -> None:
+    """Once its child has a page set older than the retention, only the genesis of it stays."""
+    parent = grown(6)
+    parent.hand_over(2)
+    handed_over = parent.tip.head.seq
+    parent.random_commit()
+    child = History(number=2, parent=parent, seed=8, key=2)
+    for _ in range(5):
+        child.random_commit()
+    archive = Archive()
+    archive.put_log(parent, 1)
+    archive.put_log(parent, handed_over)
+    archive.put_log(child, child.start)
+    base = child.start + 2
+    archive.put_set(child, base)
+    archive.put_logs(child, 2, start=base + 1)
+    archive.put_tip(child)
+    old_ns = child.tip.head.timestamp_ns + 8 * DAY_NS
+    report = await archive.verify(now_ns=old_ns)
+    assert report.problems == []
+    assert [(found.lineage, found.last_seq) for found in report.shards[0].ranges] == [
+        (parent.lineage, 1),
+        (child.lineage, child.tip.head.seq),
+    ]
+    young = await archive.verify()
+    assert "are missing" in young.problems[0].sentence
 
 
 async def test_a_shard_that_cannot_be_restored_at_all_is_a_problem() -> None:

@@ -29,7 +29,7 @@ class Log:
         self.now = 100.0
         self.policy = PinPolicy(policy, self.now)
         self.facts = LogFacts(
-            is_pinned=False, mark=None, salts=b"1", frame_max=0, is_backfilled=True
+            is_pinned=False, mark=None, mark_frame=None, salts=b"1", frame_max=0, is_backfilled=True
         )
 
     def poll(self, frames: int, after_s: float = 0.001) -> Action:

@@ -138,6 +138,38 @@ def test_a_waiting_truncate_is_let_through(scene: Scene) -> None:
     scene.check(commits=1)
 
 
+def test_a_checkpoint_that_waits_for_a_mark_at_the_tip_is_let_through(scene: Scene) -> None:
+    """It looked at our mark just before we moved it: SQLite would give us that mark for ever."""
+    scene.open(policy=CapturePolicy.STRICT)
+    scene.application.sql("insert into t values(1, 1)")
+    scene.mirror.poll()
+    scene.capture.rotation.pin.release()
+    scene.capture.rotation.engage()
+    mark = scene.capture.rotation.pin.mark
+    assert mark
+    waiting = scene.start()
+    waiting.run(
+        "import fcntl\n"
+        "shm = open(db + '-shm', 'r+b')\n"
+        f"fcntl.lockf(shm, fcntl.LOCK_EX | fcntl.LOCK_NB, 2, {locks.WAL_WRITE_BYTE})"
+    )
+    # As walCheckpoint does behind walBusyLock: again and again, with pauses, for that one byte.
+    waiting.start(
+        "result = None\n"
+        "for attempt in range(1000):\n"
+        "    try:\n"
+        f"        fcntl.lockf(shm, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, {locks.WAL_READ_BYTE + mark})\n"
+        "        result = attempt; break\n"
+        "    except OSError: time.sleep(0.02)\n"
+        "shm.close()"
+    )
+    run_until(scene, waiting.is_finished)
+    assert waiting.finish() < 100
+    assert scene.capture.is_pinned
+    scene.application.sql("insert into t values(2, 1)")
+    scene.check(commits=2)
+
+
 @pytest.mark.parametrize("policy", list(CapturePolicy))
 @pytest.mark.parametrize("mode", ["truncate", "restart", "full"])
 def test_a_loop_of_checkpoints_and_commits_is_followed(

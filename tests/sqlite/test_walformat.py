@@ -2,6 +2,7 @@
 
 import sqlite3
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ SALTS = b"saltSALT"
 
 def slow_checksum(data: bytes, start: tuple[int, int], *, is_big_endian: bool) -> tuple[int, int]:
     """The loop of SQLite's walChecksumBytes, word by word."""
-    order = "big" if is_big_endian else "little"
+    order: Literal["big", "little"] = "big" if is_big_endian else "little"
     s0, s1 = start
     for offset in range(0, len(data), 8):
         s0 = (s0 + int.from_bytes(data[offset : offset + 4], order) + s1) % 2**32
