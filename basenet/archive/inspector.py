@@ -190,8 +190,7 @@ class LineageInspector:
     def _report_gap(self, last: Seq) -> None:
         """Report that the frames from the one that is due to ``last`` are missing."""
         first, lineage = self._due, self._items.lineage
-        left_at = self._limits.left_at
-        if last <= self._limits.pruned_to or (left_at is not None and first > left_at):
+        if last <= self._limits.pruned_to or self._is_abandoned_for_long(first):
             self._inspection.notes.append(
                 f"frames {first}..{last} of lineage {lineage.hex()} are gone, as retention leaves "
                 "it: no moment that it keeps needs them"
@@ -201,6 +200,13 @@ class LineageInspector:
             f"{self._names.lineage(lineage)}log/{first // LOG_FOLDER_SEQS:016d}/{first:020d}-*",
             f"frames {first}..{last} are missing: no log object holds them",
         )
+
+    def _is_abandoned_for_long(self, first: Seq) -> bool:
+        """Return whether nothing from ``first`` on is part of a line, and all of it is old."""
+        left_at, head = self._limits.left_at, self._walk.head
+        if left_at is None or first <= left_at:
+            return False
+        return head is None or head.timestamp_ns <= self._inspection.horizon_ns
 
     # Page sets.
 

@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import click
 import trio
@@ -23,6 +23,9 @@ from basenet.config import Config
 from basenet.errors import BasenetError, CorruptionError, UnavailableError, UsageError
 from basenet.keys.trust import TRUSTED_KEYS_NAME, explain_missing_trust, find_trusted_keys
 from basenet.units import PublicKeyBytes
+
+if TYPE_CHECKING:
+    from basenet.cli.bar import Bar
 
 _Result = TypeVar("_Result")
 _Command = TypeVar("_Command", bound=Callable[..., object])
@@ -80,6 +83,33 @@ async def _find_signer(store: Store, service: str) -> PublicKeyBytes | None:
                     except CorruptionError:
                         continue
     return None
+
+
+class LazyBar:
+    """A progress bar that is loaded when there is something to show, and only on a terminal."""
+
+    def __init__(self, what: str, *, is_shown: bool) -> None:
+        """``what`` is being done; nothing is drawn unless ``is_shown``."""
+        self._what = what
+        self._is_shown = is_shown
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` bytes are through."""
+        if not self._is_shown:
+            return
+        if self._bar is None:
+            from basenet.cli.bar import Bar  # noqa: PLC0415  (rich takes 100 ms to load)
+
+            self._bar = Bar(self._what, total)
+        self._bar.show(done)
 
 
 def run(action: Callable[[], Awaitable[_Result]]) -> _Result:

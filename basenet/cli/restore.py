@@ -1,179 +1,235 @@
-"""``basenet restore``: a database from an archive, as of any commit, proven."""
+"""``basenet restore``: a database as of any commit, out of an archive, proven or not at all."""
 
 import os
-from dataclasses import asdict
+import re
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 import click
-import trio
 
 from basenet.archive.catalog import find_shard
+from basenet.archive.fetch import Fetcher
 from basenet.archive.names import ShardNames
 from basenet.archive.place import Place
 from basenet.archive.plan import Wish
 from basenet.archive.restore import Progress, RestoreReport, restore
-from basenet.archive.store import open_store
-from basenet.cli.archive import (
-    find_trust,
-    get_service,
-    parse_lineage,
-    parse_time,
-    progress_bar,
-    trust_options,
-)
-from basenet.cli.output import (
-    format_duration,
-    format_size,
-    format_time,
-    json_option,
-    print_facts,
-    print_json,
-    say,
-)
+from basenet.cli import output
+from basenet.cli.reading import LazyBar, open_archive, read_trust, run, trust_option
+from basenet.config import Config, load
 from basenet.errors import UsageError
-from basenet.units import Seq, parse_shard_id
+from basenet.units import LINEAGE_BYTES, Lineage, Seq, ShardId, TimestampNs, parse_shard_id
+
+_NS_PER_SECOND: Final = 1_000_000_000
+_SECOND_DIGITS: Final = 9
+# RFC 3339, and no moment without its offset: a local time names another commit elsewhere.
+_MOMENT = re.compile(
+    r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:\d{2})\Z", re.ASCII
+)
 
 
-@click.command("restore")
-@click.argument("archive_given", metavar="[ARCHIVE]", required=False)
-@click.argument("out_given", metavar="[OUT]", required=False, type=click.Path(path_type=Path))
-@click.option("--archive", help="The archive.  [default: BASE_ARCHIVE]")
-@click.option("--shard", help="The shard; not needed when the archive holds one.")
-@click.option("--out", type=click.Path(path_type=Path), help="The database file to write.")
-@click.option("--to-seq", type=click.IntRange(min=1), help="Restore as of this frame.")
+@click.command()
+@click.argument("places", metavar="[ARCHIVE] [OUT]", nargs=-1)
+@click.option("--archive", metavar="URL", help="Where to restore from.  [default: BASE_ARCHIVE]")
+@click.option("--shard", metavar="ID", help="Which shard.  [default: the only one there is]")
+@click.option("--service", metavar="NAME", help="Which service.  [default: BASE_SERVICE]")
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Where to restore to.")
+@click.option("--to-seq", metavar="N", type=int, help="Restore the state after frame N.")
 @click.option(
-    "--to-time", metavar="RFC3339", help="Restore the last commit captured at or before this time."
+    "--to-time", metavar="RFC3339", help="Restore the last commit captured at or before a moment."
 )
-@click.option("--lineage", metavar="HEX", help="Choose one of several histories.")
+@click.option("--lineage", metavar="HEX", help="Which history, when there are several.")
 @click.option(
-    "--expect-seq", type=click.IntRange(min=1), help="Fail if the archive ends before this frame."
+    "--expect-seq", metavar="N", type=int, help="Refuse if the result would be older than frame N."
 )
-@trust_options
-@click.option("--force", is_flag=True, help="Replace OUT; what stands beside it is moved aside.")
-@click.option("--if-not-exists", is_flag=True, help="Do nothing, with success, when OUT exists.")
-@click.option("--dry-run", is_flag=True, help="Show what would be read and reached.")
-@json_option
-def command(  # noqa: PLR0917  (click passes what it was declared with, by name)
-    archive_given: str | None,
-    out_given: Path | None,
+@click.option("--force", is_flag=True, help="Replace OUT if it exists and nobody has it open.")
+@click.option("--if-not-exists", is_flag=True, help="Do nothing, successfully, if OUT exists.")
+@click.option("--dry-run", is_flag=True, help="Say what would be restored, and from what.")
+@trust_option
+@output.json_option
+def command(
+    *,
+    places: tuple[str, ...],
     archive: str | None,
     shard: str | None,
+    service: str | None,
     out: Path | None,
     to_seq: int | None,
     to_time: str | None,
     lineage: str | None,
     expect_seq: int | None,
-    trusted_keys: Path | None,
-    service: str | None,
-    *,
     force: bool,
     if_not_exists: bool,
     dry_run: bool,
+    trusted_keys: Path | None,
     as_json: bool,
-) -> int:
-    """Rebuild a database from ARCHIVE into OUT.
+) -> None:
+    """Rebuild a database, as of any commit, from an archive.
 
-    Everything that is used is verified: signatures, checksums, the chain of frames, and the state
-    root of the result. OUT appears only when all of it holds; on any failure nothing is left.
-    Without --to-seq or --to-time the newest archived commit is restored.
+    Everything that is used is verified: signatures, the chain of frames, and at the end the state
+    root. OUT appears whole or not at all, and nothing is ever overwritten without --force.
     """
-    url = archive or archive_given or os.environ.get("BASE_ARCHIVE")
-    path = out or out_given
-    if not url or url == "off":
-        raise UsageError("no archive is given: name it, or set BASE_ARCHIVE")
-    if path is None:
-        raise UsageError("no database file is given: name it after the archive, or with --out")
-    if to_seq is not None and to_time is not None:
-        raise UsageError("--to-seq and --to-time are two moments: give one of them")
-    place = Place(path, force=force)
-    if if_not_exists and place.is_taken:
-        say(f"{path} exists; nothing is restored")
-        return 0
+    archive, out = _choose_places(places, archive, out)
     wish = Wish(
-        to_seq=Seq(to_seq) if to_seq else None,
-        to_time_ns=parse_time(to_time) if to_time else None,
-        lineage=parse_lineage(lineage) if lineage else None,
-        expect_seq=Seq(expect_seq) if expect_seq else None,
+        to_seq=None if to_seq is None else Seq(to_seq),
+        to_time_ns=None if to_time is None else parse_moment(to_time),
+        lineage=None if lineage is None else _parse_lineage(lineage),
+        expect_seq=None if expect_seq is None else Seq(expect_seq),
     )
-
-    async def run() -> RestoreReport:
-        return await _restore(
-            url,
-            place,
-            wish=wish,
-            shard=shard,
-            service=get_service(service),
-            trusted_keys=trusted_keys,
-            dry_run=dry_run,
+    if to_seq is not None and to_time is not None:
+        raise UsageError("--to-seq and --to-time exclude each other; write one of them")
+    place = Place(out, force=force)
+    if if_not_exists and place.is_taken and not dry_run:
+        _print_taken(place, as_json=as_json)
+        return
+    config = load(os.environ, arguments={"BASE_SERVICE": service} if service else None)
+    shard_id = None if shard is None else parse_shard_id(shard)
+    with LazyBar("restoring", is_shown=not as_json and sys.stderr.isatty()) as bar:
+        report = run(
+            lambda: _restore(
+                config,
+                archive,
+                shard_id,
+                place,
+                wish=wish,
+                dry_run=dry_run,
+                trusted_keys=trusted_keys,
+                on_progress=lambda progress: bar.show(progress.bytes_done, progress.bytes_total),
+            )
         )
-
-    report = trio.run(run)
-    if as_json:
-        print_json(_as_document(report))
-    else:
-        _print(report)
-    return 0
+    _print_report(report, as_json=as_json)
 
 
 async def _restore(
-    url: str,
+    config: Config,
+    archive: str | None,
+    shard: ShardId | None,
     place: Place,
     *,
     wish: Wish,
-    shard: str | None,
-    service: str,
-    trusted_keys: Path | None,
     dry_run: bool,
+    trusted_keys: Path | None,
+    on_progress: Callable[[Progress], None],
 ) -> RestoreReport:
-    store = open_store(url, environment=os.environ)
+    store = open_archive(archive, config)
     try:
-        wanted = parse_shard_id(shard) if shard else None
-        names = ShardNames(service=service, shard=await find_shard(store, service, wanted))
-        trusted = await find_trust(store, trusted_keys, place.path)
-        with progress_bar("restore") as show:
-
-            def on_progress(progress: Progress) -> None:
-                if show is not None:
-                    show(progress.bytes_done, progress.bytes_total)
-
-            return await restore(
-                store,
-                names,
-                place,
-                trusted=trusted,
-                wish=wish,
-                dry_run=dry_run,
-                on_progress=on_progress,
-            )
+        names = ShardNames(
+            service=config.service, shard=await find_shard(store, config.service, shard)
+        )
+        trusted = await read_trust(store, config, trusted_keys, out=place.path)
+        return await restore(
+            store,
+            names,
+            place,
+            trusted=trusted,
+            wish=wish,
+            dry_run=dry_run,
+            on_progress=on_progress,
+            fetcher=Fetcher(store, retry_seconds=config.retry_deadline_seconds),
+        )
     finally:
         await store.aclose()
 
 
-def _as_document(report: RestoreReport) -> dict[str, object]:
-    document = asdict(report)
-    document["path"] = str(report.path)
-    document["moved"] = [str(path) for path in report.moved]
-    document["time"] = format_time(report.timestamp_ns)
-    return document
+def _choose_places(
+    places: tuple[str, ...], archive: str | None, out: Path | None
+) -> tuple[str | None, Path]:
+    """Return the archive and the file, each from its option or its place among the arguments."""
+    left = list(places)
+    if archive is None and len(left) > (out is None):
+        archive = left.pop(0)
+    if out is None and left:
+        out = Path(left.pop(0))
+    if left:
+        raise UsageError(f"{left[0]!r} is one argument too many: ARCHIVE and OUT are named already")
+    if out is None:
+        raise UsageError("no file to restore to is named; write `basenet restore ARCHIVE OUT`")
+    return archive, out
 
 
-def _print(report: RestoreReport) -> None:
+def parse_moment(text: str) -> TimestampNs:
+    """Return the nanoseconds since 1970 of an RFC 3339 moment; raise `UsageError` if it is none."""
+    match = _MOMENT.match(text.strip())
+    try:
+        if match is None:
+            raise ValueError  # noqa: TRY301  (one sentence for both ways to be wrong)
+        date, time, fraction, offset = match.groups()
+        moment = datetime.fromisoformat(f"{date}T{time}{offset.upper()}")
+    except ValueError as error:
+        raise UsageError(
+            f"{text!r} is no moment: write it as 2026-11-21T10:00:00Z, with up to nine digits after "
+            "a point, and Z or an offset such as +01:00"
+        ) from error
+    seconds = (moment - datetime.fromisoformat("1970-01-01T00:00:00Z")) // timedelta(seconds=1)
+    return TimestampNs(seconds * _NS_PER_SECOND + int((fraction or "0").ljust(_SECOND_DIGITS, "0")))
+
+
+def format_moment(timestamp_ns: int) -> str:
+    """Return a moment exactly, so that it can be given to --to-time again."""
+    seconds, ns = divmod(timestamp_ns, _NS_PER_SECOND)
+    whole = output.format_time(seconds * _NS_PER_SECOND).removesuffix(".000Z")
+    return f"{whole}.{ns:09d}Z"
+
+
+def _parse_lineage(text: str) -> Lineage:
+    if not re.match(rf"[0-9a-fA-F]{{{2 * LINEAGE_BYTES}}}\Z", text):
+        raise UsageError(f"{text!r} is no lineage: write its {2 * LINEAGE_BYTES} hex digits")
+    return Lineage(bytes.fromhex(text))
+
+
+def _print_taken(place: Place, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json({"restored": False, "path": str(place.path)})
+    else:
+        output.say(f"{place.path} exists; nothing was done")
+
+
+def _print_report(report: RestoreReport, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(_make_document(report))
+        return
+    for note in report.notes:
+        output.say(f"note: {note}")
+    for path in report.moved:
+        output.say(f"moved aside and kept: {path}")
     facts = {
-        "shard": f"{report.shard} ({report.service})",
+        "shard": f"{report.shard} of service {report.service}",
+        "seq": f"{report.seq}, captured {format_moment(report.timestamp_ns)}",
         "lineage": report.lineage.hex(),
-        "seq": str(report.seq),
-        "captured": format_time(report.timestamp_ns),
-        "read": f"{report.objects} objects, {format_size(report.stored_bytes)}",
+        "from": f"{len(report.page_sets)} page set, {len(report.log_objects)} log objects, "
+        f"{report.objects} objects, {output.format_size(report.stored_bytes)}",
     }
     if report.is_dry_run:
-        facts["page set"] = ", ".join(report.page_sets) or "none (born empty)"
-        say(f"would restore {report.path}:")
-    else:
-        facts["database"] = format_size(report.database_bytes)
-        facts["took"] = format_duration(report.seconds)
-        say(f"restored {report.path}, verified")
-    print_facts(facts)
-    for path in report.moved:
-        say(f"moved aside: {path}")
-    for note in report.notes:
-        say(note)
+        output.print_facts({**facts, "to": f"{report.path} (dry run: nothing was written)"})
+        return
+    rate = report.database_bytes / max(report.seconds, 1e-9)
+    facts["to"] = (
+        f"{report.path}, {output.format_size(report.database_bytes)} in "
+        f"{output.format_duration(report.seconds)}, {output.format_size(int(rate))}/s"
+    )
+    output.print_facts(facts)
+
+
+def _make_document(report: RestoreReport) -> dict[str, object]:
+    return {
+        "restored": not report.is_dry_run,
+        "dry_run": report.is_dry_run,
+        "path": str(report.path),
+        "service": report.service,
+        "shard": report.shard,
+        "lineage": report.lineage.hex(),
+        "line": [lineage.hex() for lineage in report.line],
+        "seq": report.seq,
+        "timestamp_ns": report.timestamp_ns,
+        "time": format_moment(report.timestamp_ns),
+        "page_sets": list(report.page_sets),
+        "log_objects": list(report.log_objects),
+        "objects": report.objects,
+        "stored_bytes": report.stored_bytes,
+        "database_bytes": report.database_bytes,
+        "seconds": report.seconds,
+        "moved": [str(path) for path in report.moved],
+        "notes": list(report.notes),
+    }

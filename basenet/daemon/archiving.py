@@ -148,6 +148,18 @@ class Archiver:
         parent = decode_config(record.config).parent
         return self._shard.progress.archived_seq > (parent[1] if parent else 0)
 
+    @property
+    def is_restorable(self) -> bool:
+        """Whether a restore of the newest archived frame has a base, and no gap behind it."""
+        return self.history.base_seq > 0 and not self.history.is_broken
+
+    @property
+    def awaits_base(self) -> bool:
+        """Whether the first snapshot is still to come, and nothing speaks against it."""
+        facts = self.facts()
+        is_failing = facts is not None and facts.last_error is not None
+        return not (self.history.base_seq or self.error is not None or is_failing)
+
     def on_dropped(self, seq: Seq) -> int:
         """Take in that the journal dropped the frames up to ``seq``; return how many waited."""
         self.broken_seq = seq

@@ -41,6 +41,8 @@ log = structlog.get_logger()
 # The default of 5 ms would let a busy pump keep a capture thread from the GIL for a whole
 # generation of a fast application's log.
 _SWITCH_INTERVAL_S: Final = 0.0005
+_SETTLE_S: Final = 15.0
+_LAST_LOOK_S: Final = 1.0
 
 
 async def run(config: Config, *, environment: Mapping[str, str], command: str | None = None) -> int:
@@ -162,11 +164,20 @@ class _Service:
             serving.start_soon(self._serve_http, http_stop)
             gc.freeze()
             if command is not None:
+                # So that no commit of its precedes us; an archive that is away does not hold it up.
+                with trio.move_on_after(_SETTLE_S):
+                    await self._supervisor.settled()
                 self._child = await Child.start(command, self._environment)
                 background.start_soon(self._outlive_child, self._child)
             await self._stop.wait()
             self._facts.is_stopping = True
             log.info("stopping")
+            # A file that has just become a database is still taken in, and a log gets its first
+            # snapshot: without one it could not be restored.
+            with trio.move_on_after(_LAST_LOOK_S):
+                await self._supervisor.settled()
+            with trio.move_on_after(_SETTLE_S):
+                await self._supervisor.restorable()
             self._supervisor.stop()
             shards.start_soon(self._end_when_quiet, shards)
         http_stop.set()

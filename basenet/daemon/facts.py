@@ -123,7 +123,7 @@ class Facts:
             lag_bytes=archive.lag_bytes if archive else 0,
             lag_ms=lag_ms,
             worst_case_loss_ms=self._worst_case_loss_ms(shard, lag_ms),
-            wal_bytes=session.capture.wal_bytes if session and session.database.is_open else 0,
+            wal_bytes=session.capture.wal_bytes if session and session.is_live else 0,
             db_pages=tree.db_pages if tree else (record.db_pages if record else 0),
             page_size=tree.page_size if tree else (record.page_size if record else 0),
             last_captured_ns=tip.timestamp_ns if tip else None,
@@ -146,7 +146,7 @@ class Facts:
     def _worst_case_loss_ms(self, shard: Shard, lag_ms: float) -> float:
         """Return how much would be lost with the host now: the lag, and what may come unseen."""
         session = shard.session
-        if session is None or not session.database.is_open or not session.capture.has_news():
+        if session is None or not session.is_live or not session.capture.has_news():
             return lag_ms
         return max(lag_ms, (time.monotonic() - session.follower.polled_s) * 1_000)
 
@@ -233,8 +233,11 @@ class Facts:
         )
 
     def _is_reached(self, shard: Shard, target: Seq, level: Level) -> bool:
-        at = shard.progress.archived_seq if level is Level.ARCHIVED else shard.progress.final_seq
-        if at >= target:
+        progress = shard.progress
+        if level is Level.FINAL and progress.final_seq >= target:
+            return True
+        # What lies in the archive is safe once a restore can begin there.
+        if progress.archived_seq >= target and (shard.archiver.is_restorable or not target):
             return True
         if self.is_stopping:
             raise UnavailableError("basenet is shutting down.")

@@ -46,6 +46,7 @@ class Follower:
         self._doorbell = waker.doorbell(key)
         self._should_stop = threading.Event()
         self._wants_detach = False
+        self.is_letting_go = False
         self._foreign: str | None = None
         # How often the capture thread began to read to the tip; only it writes this.
         self._polls_begun = 0
@@ -180,4 +181,8 @@ class Follower:
         self._wants_detach = False
         await self._pump.drained()
         async with self._file_lock:
-            return await trio.to_thread.run_sync(self.capture.detach, limiter=self._limiter)
+            # From here on its descriptors may close at any moment.
+            self.is_letting_go = True
+            state = await trio.to_thread.run_sync(self.capture.detach, limiter=self._limiter)
+            self.is_letting_go = state is not None
+            return state

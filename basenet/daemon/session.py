@@ -84,6 +84,11 @@ class Session:
             await self._note(detached=state.encode())
         return state
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the file's descriptors may be used by another task than the follower."""
+        return self.database.is_open and not self.follower.is_letting_go
+
     async def capture_now(self) -> bool:
         """Capture and finalise what is committed now; False if the session ended before."""
         return await self.follower.look() and await self.pump.drained()

@@ -158,13 +158,21 @@ class Shard:
         self._session_scope.cancel()
         self._doorbell.ring()
 
+    def has_settled(self) -> bool:
+        """Return whether it is known what becomes of the file as it is now."""
+        return self.state is not ShardState.STARTING or self._is_stopping
+
+    def has_base(self) -> bool:
+        """Return whether what is captured can be restored, or no snapshot of it is to come."""
+        return self.session is None or not self.archiver.awaits_base
+
     def check_connected(self, now_s: float) -> None:
         """Let go of a file that no other process has open (P5); called every second."""
         session = self.session
         if session is None or self.state is not ShardState.CAPTURING:
             self._alone_since_s = None
             return
-        if not session.database.is_open:
+        if not session.is_live:
             return
         foreign = session.database.why_foreign()
         if foreign is not None:

@@ -36,6 +36,7 @@ class Supervisor:
         self.opened = 0
         self._node = node
         self._is_stopping = False
+        self._listed = trio.Event()
         self._doorbell = node.waker.doorbell(_KEY)
 
     def check_configured(self) -> None:
@@ -54,7 +55,21 @@ class Supervisor:
         while not self._is_stopping:
             listing = await trio.to_thread.run_sync(self._look)
             self._apply(listing, nursery)
+            self._listed.set()
             await self._doorbell.wait(_LOOK_S if directories else None)
+
+    async def settled(self) -> None:
+        """Return when every database that is there is captured, or said why it is not."""
+        await self._listed.wait()
+        for shard in list(self.shards.values()):
+            await shard.progress.wait_until(shard.has_settled)
+
+    async def restorable(self) -> None:
+        """Return when every shard that is captured has its first snapshot, if it can have one."""
+        if self._node.store is None:
+            return
+        for shard in list(self.shards.values()):
+            await shard.progress.wait_until(shard.has_base)
 
     def _look(self) -> Listing:
         served = {shard.path for shard in self.shards.values()}

@@ -151,6 +151,8 @@ class Upkeep:
             lambda journal: journal.set_snapshot(shard, published.seq, now_ns)
         )
         await self._node.journalist.perform(lambda journal: journal.set_broken(shard, None))
+        self._shard.progress.wake()
+        self._shard.progress.wake()
 
     async def _prune(self) -> None:
         report = await self._pruner.run()

@@ -127,8 +127,20 @@ class FrameLog:
         last = min(seq, self.seq_last)
         if last < self.seq_first:
             return self.seq_first
-        # The first kept frame begins at or behind this place.
-        place = self._bytes_end(connection, last) - bytes_max
+        return self._first_at(connection, self._bytes_end(connection, last) - bytes_max, last)
+
+    def first_behind_oldest(self, connection: apsw.Connection, bytes_min: int) -> Seq:
+        """Return the first frame behind the oldest ones that have ``bytes_min`` together.
+
+        That is the tip at most, and the one behind it when not even the tip is held.
+        """
+        if self.seq_whole < self.seq_first:
+            return self.seq_first
+        first = self._first_at(connection, self.bytes_begin + bytes_min, self.seq_whole)
+        return Seq(min(first, self.seq_whole))
+
+    def _first_at(self, connection: apsw.Connection, place: int, last: int) -> Seq:
+        """Return the first frame that begins at or behind ``place``, up to ``last`` + 1."""
         if place <= self.bytes_begin:
             return self.seq_first
         index = bisect_left(

@@ -63,8 +63,8 @@ _RECORD: Final = f"SELECT tip, {', '.join(_FACTS)} FROM shard WHERE number = ?" 
 class Journal:
     """One node's journal; opened by at most one process at a time.
 
-    `frames`, `frame_sizes`, `leaves`, `past_roots` and `count_bytes` may be called by any thread at
-    any time, everything else by one thread at a time.
+    What stands under "Reading" may be called by any thread at any time, everything else by one
+    thread at a time.
 
     Everything raises `JournalBroken` when the process must end. What changes the journal raises
     `UnavailableError` when nothing was changed and trying again can help. What reads it raises
@@ -199,6 +199,15 @@ class Journal:
         with self._file.reading() as connection:
             return self._logs[shard].sizes(connection, above)
 
+    def first_seq(self, shard: ShardId) -> Seq:
+        """Return the oldest frame of ``shard`` that is held; the next one when there is none."""
+        return self._logs[shard].seq_first
+
+    def first_behind_oldest(self, shard: ShardId, bytes_min: int) -> Seq:
+        """Return the seq that `drop_below` needs to free ``bytes_min``; the tip's at most."""
+        with self._file.reading() as connection:
+            return self._logs[shard].first_behind_oldest(connection, bytes_min)
+
     def leaves(self, shard: ShardId) -> bytes:
         """Return all leaf hashes of ``shard``, 32 bytes a page."""
         number = self._logs[shard].number
@@ -281,8 +290,13 @@ class Journal:
         self._update(shard, "broken_seq = ?", (seq,))
 
     def set_snapshot(self, shard: ShardId, seq: int, at_ns: int) -> None:
-        """Remember the newest snapshot in the archive."""
-        self._update(shard, "snapshot_seq = ?, snapshot_ns = ?", (seq, at_ns))
+        """Remember the newest snapshot in the archive; a gap that ends below it is mended."""
+        self._update(
+            shard,
+            "snapshot_seq = ?, snapshot_ns = ?, "
+            "broken_seq = CASE WHEN broken_seq <= ? THEN NULL ELSE broken_seq END",
+            (seq, at_ns, seq),
+        )
 
     def _update(self, shard: ShardId, assignment: str, values: tuple[object, ...]) -> None:
         statement = f"UPDATE shard SET {assignment} WHERE number = ?"  # noqa: S608  (our own constant)

@@ -52,7 +52,7 @@ HEADER_BYTES: Final = 100
 _WAL_VERSION: Final = 2
 _ROLLBACK_VERSION: Final = 1
 # Long enough for another process's recovery or last close, short enough for a start-up.
-_ATTACH_BUSY_MS: Final = 2_000
+_ATTACH_BUSY_MS: Final = 500
 # File times may stand still for one tick of the kernel's clock (at most 10 ms): a file younger than
 # this could be written again without showing it.
 _SETTLED_NS: Final = 20_000_000

@@ -157,7 +157,7 @@ class Rotation:
         return writer is not None and writer.pid == checkpointer.pid
 
     def _make_way(self, facts: LogFacts) -> None:
-        """Let a waiting checkpoint through; as it holds the write lock, nobody commits meanwhile."""
+        """Let a waiting checkpoint through; it holds the write lock, so no commit comes."""
         if facts.mark_frame != facts.frame_max or facts.is_backfilled:
             self._settle(is_waited_for=True)
         else:

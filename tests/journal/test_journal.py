@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from basenet.errors import UsageError
+from basenet.errors import CorruptionError, UsageError
 from basenet.journal import schema
 from basenet.journal.journal import Journal
 from basenet.journal.records import Batch, PastRoot, ShardRecord
@@ -527,6 +527,141 @@ def test_the_newest_snapshot_is_remembered(tmp_path: Path) -> None:
     assert record is not None
     assert (record.snapshot_seq, record.snapshot_ns) == (7, 1_700_000_000_000_000_000)
     journal.close()
+
+
+def test_a_snapshot_above_a_gap_mends_it(tmp_path: Path) -> None:
+    """One below it does not: the gap is still between it and the log."""
+    journal = begin(tmp_path, Story())
+    journal.set_broken(SHARD, 7)
+    for seq, expected in ((6, 7), (7, None)):
+        journal.set_snapshot(SHARD, seq, 1)
+        record = journal.load(SHARD)
+        assert record is not None
+        assert (record.snapshot_seq, record.broken_seq) == (seq, expected)
+    journal.close()
+
+
+def test_it_is_known_what_to_drop_for_some_room(tmp_path: Path) -> None:
+    """Without a look at every frame; the tip always stays."""
+    story = Story()
+    journal = begin(tmp_path, story)
+    journal.store([story.commits(9)])
+    journal.set_archived(SHARD, 2)
+    sizes = [len(row.record) for row in story.rows]
+    assert journal.first_seq(SHARD) == 3
+    for bytes_min, below in (
+        (0, 3),
+        (1, 4),
+        (sizes[2], 4),
+        (sizes[2] + 1, 5),
+        (sum(sizes[2:6]), 7),
+        (sum(sizes[2:9]), 10),
+        (1 << 40, 10),
+    ):
+        assert journal.first_behind_oldest(SHARD, bytes_min) == below
+    journal.store([story.run(3)[0]])
+    assert journal.first_behind_oldest(SHARD, 1 << 40) == 10
+    journal.set_archived(SHARD, 10)
+    assert journal.first_seq(SHARD) == 11
+    assert journal.first_behind_oldest(SHARD, 1) == 11
+    journal.close()
+
+
+# What is missing
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM leaf WHERE id = (SELECT min(id) FROM leaf)",
+        "DELETE FROM leaf WHERE id = (SELECT min(id) + 1 FROM leaf)",
+        "UPDATE leaf SET hashes = substr(hashes, 1, 480) WHERE id = (SELECT min(id) FROM leaf)",
+        "UPDATE leaf SET hashes = substr(hashes, 1, 31) WHERE id = (SELECT max(id) FROM leaf)",
+    ],
+)
+def test_missing_leaf_hashes_are_found(tmp_path: Path, damage: str) -> None:
+    """Before anything is computed from the rest."""
+    journal = begin(tmp_path, Story(pages=60))
+    journal.close()
+    execute(journal, damage)
+    journal = Journal(tmp_path)
+    with pytest.raises(CorruptionError, match="page hashes are missing"):
+        journal.leaves(SHARD)
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE frame SET id = id + 100 WHERE id = (SELECT max(id) - 3 FROM frame)",
+        "UPDATE frame SET crc = crc + 1 WHERE id = (SELECT max(id) - 3 FROM frame)",
+        "UPDATE frame SET record = x'00' WHERE id = (SELECT max(id) - 3 FROM frame)",
+    ],
+)
+def test_missing_and_changed_frames_are_found(tmp_path: Path, damage: str) -> None:
+    """They are not handed out, and nobody is told that they were none."""
+    story = Story()
+    journal = begin(tmp_path, story)
+    journal.store([story.commits(6)])
+    journal.close()
+    execute(journal, damage)
+    journal = Journal(tmp_path)
+    with pytest.raises(CorruptionError, match="frame 4 in the journal"):
+        journal.frames(SHARD, 1, 7, 1 << 20)
+    journal.close()
+
+
+def test_a_cut_needs_the_row_it_cuts_at(tmp_path: Path) -> None:
+    """A missing one is damage and no reason to forget where the bytes stood."""
+    story = Story()
+    journal = begin(tmp_path, story)
+    journal.store([story.commits(6)])
+    journal.close()
+    execute(journal, "DELETE FROM frame WHERE id = (SELECT max(id) - 3 FROM frame)")
+    journal = Journal(tmp_path)
+    with pytest.raises(CorruptionError, match=r"frame 4 in the journal .* is missing"):
+        journal.set_archived(SHARD, 4)
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("UPDATE shard SET tip = substr(tip, 1, 50)", "is damaged"),
+        ("DELETE FROM meta WHERE key = 'journal_id'", "is damaged"),
+        ("UPDATE meta SET key = 'name' WHERE key = 'journal_id'", "is damaged"),
+        ("DROP TABLE leaf", "its tables are not those of version 1"),
+        ("ALTER TABLE leaf ADD COLUMN more BLOB", "its tables are not those of version 1"),
+    ],
+)
+def test_a_damaged_journal_is_named(tmp_path: Path, damage: str, reason: str) -> None:
+    """With the way out, whoever finds it: the start, or the shard that is loaded."""
+    journal = begin(tmp_path, Story())
+    journal.close()
+    execute(journal, damage)
+    with pytest.raises(CorruptionError, match=rf"{reason}.*move .* aside"):
+        load_anew(tmp_path)
+
+
+def test_a_tip_that_nobody_signed_is_found(tmp_path: Path) -> None:
+    """A rotten bit in it would be built on by every later frame."""
+    journal = begin(tmp_path, Story())
+    journal.close()
+    ((tip,),) = execute(journal, "SELECT tip FROM shard")
+    at = len(tip) - 70  # the author's key and the signature end a head
+    execute(journal, "UPDATE shard SET tip = ?", tip[:at] + bytes([tip[at] ^ 1]) + tip[at + 1 :])
+    with pytest.raises(CorruptionError, match="nobody signed its tip"):
+        load_anew(tmp_path)
+
+
+def load_anew(folder: Path) -> None:
+    journal = Journal(folder)
+    try:
+        journal.load(SHARD)
+        journal.leaves(SHARD)
+        assert journal.frames(SHARD, 1, 1, 0), "the genesis is held"
+    finally:
+        journal.close()
 
 
 # Everything at once

@@ -207,7 +207,7 @@ def test_autocheckpoint_off_gets_checkpoints_from_us(scene: Scene) -> None:
 def test_a_writer_at_full_speed_is_followed(scene: Scene, policy: CapturePolicy) -> None:
     """Two seconds of one-row commits; laps may happen and must be repaired."""
     scene.open("pragma synchronous=normal", policy=policy)
-    scene.application.start("end = time.monotonic() + 2\n" + FULL_SPEED)
+    scene.application.start("end = time.monotonic() + 1.5\n" + FULL_SPEED)
     while not scene.application.is_finished():
         try:
             rest = scene.capture.run_active(scene.mirror.sink, scene.application.is_finished)

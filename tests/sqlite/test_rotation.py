@@ -147,6 +147,7 @@ def test_a_checkpoint_that_waits_for_a_mark_at_the_tip_is_let_through(scene: Sce
     scene.capture.rotation.engage()
     mark = scene.capture.rotation.pin.mark
     assert mark
+    byte = locks.WAL_READ_BYTE + mark
     waiting = scene.start()
     waiting.run(
         "import fcntl\n"
@@ -158,7 +159,7 @@ def test_a_checkpoint_that_waits_for_a_mark_at_the_tip_is_let_through(scene: Sce
         "result = None\n"
         "for attempt in range(1000):\n"
         "    try:\n"
-        f"        fcntl.lockf(shm, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, {locks.WAL_READ_BYTE + mark})\n"
+        f"        fcntl.lockf(shm, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, {byte})\n"
         "        result = attempt; break\n"
         "    except OSError: time.sleep(0.02)\n"
         "shm.close()"

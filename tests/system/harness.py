@@ -359,6 +359,18 @@ class Scene:
         )
         return Restored(path=out, report=report)
 
+    def run(self, *arguments: str) -> tuple[int, str, str]:
+        """Run a command of basenet to its end; return exit code, output and errors."""
+        inherited = {name: text for name, text in os.environ.items() if name[:5] != "BASE_"}
+        done = subprocess.run(
+            [sys.executable, "-m", "basenet", *arguments],
+            env=inherited | {"BASE_DATA_DIR": str(self.data_dir)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
     def check_restore(
         self, *, shard: str = "app", database: Path | None = None, archive: Path | None = None
     ) -> "Restored":

@@ -207,6 +207,8 @@ def test_an_exclusive_lock_is_one_sentence(yard: Yard) -> None:
         lambda status: status.error, "a sentence", "exclusive", patience_s=10
     )
     assert "EXCLUSIVE" in str(status.error)
-    application.sql("PRAGMA locking_mode=NORMAL", fill(3, 3))
+    application.sql(fill(3, 3))
+    application.close()
+    yard.scene.start_application(yard.path("exclusive")).sql(fill(3, 3))
     yard.daemon.wait_capturing("exclusive")
     yard.check("exclusive")
