@@ -1,1 +1,16 @@
-"""TODO."""
+"""The archive: signed frames and snapshots as objects in a directory, S3 or GCS.
+
+::
+
+    writing    backlog -> seal -> uploader -> store        lease: who may; tip: how far
+               pageset -> publish                          snapshots;   schedule: when
+               retention -> prune                          what no kept moment needs
+    reading    catalog -> lineage, stretch -> plan -> survey
+               fetch -> setreader, replay -> place         restore
+               inspector, walk -> findings                 verify
+    deciding   continuation, parentstate                   how a journal continues an archive
+    stores     port: directory, s3, gcs, unconditional     store: by URL;   probe: does it hold?
+
+Nothing here imports SQLite, the journal or the daemon: what is needed from them comes in through
+small Protocols. Reading trusts nothing but keys that the operator named (`trust`).
+"""

@@ -89,7 +89,7 @@ class LazyBar:
     """A progress bar that is loaded when there is something to show, and only on a terminal."""
 
     def __init__(self, what: str, *, is_shown: bool) -> None:
-        """``what`` is being done; nothing is drawn unless ``is_shown``."""
+        """Take what is being done; nothing is drawn unless ``is_shown``."""
         self._what = what
         self._is_shown = is_shown
         self._bar: Bar | None = None

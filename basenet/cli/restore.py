@@ -159,8 +159,8 @@ def parse_moment(text: str) -> TimestampNs:
         moment = datetime.fromisoformat(f"{date}T{time}{offset.upper()}")
     except ValueError as error:
         raise UsageError(
-            f"{text!r} is no moment: write it as 2026-11-21T10:00:00Z, with up to nine digits after "
-            "a point, and Z or an offset such as +01:00"
+            f"{text!r} is no moment: write it as 2026-11-21T10:00:00Z, with up to nine digits "
+            "after a point, and Z or an offset such as +01:00"
         ) from error
     seconds = (moment - datetime.fromisoformat("1970-01-01T00:00:00Z")) // timedelta(seconds=1)
     return TimestampNs(seconds * _NS_PER_SECOND + int((fraction or "0").ljust(_SECOND_DIGITS, "0")))

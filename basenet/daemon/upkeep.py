@@ -152,7 +152,6 @@ class Upkeep:
         )
         await self._node.journalist.perform(lambda journal: journal.set_broken(shard, None))
         self._shard.progress.wake()
-        self._shard.progress.wake()
 
     async def _prune(self) -> None:
         report = await self._pruner.run()

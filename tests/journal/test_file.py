@@ -634,6 +634,26 @@ def test_space_is_given_back_when_most_of_it_is_free(
     journal.close()
 
 
+def test_space_is_given_back_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stores waits for it but a moment, and then not again for a while."""
+    monkeypatch.setattr(file, "_FREE_PAGES_KEPT", 32)
+    monkeypatch.setattr(file, "_GIVING_BACK_S_MAX", 0.0)
+    story = Story(Chain(page_size=65536, pages={1: bytes(65536)}))
+    journal = begin(tmp_path, story)
+    journal.store([large_commit(story) for _ in range(40)])
+    journal.set_archived(SHARD, 38)
+    writer = journal._file._writer
+    pages = writer.pragma("page_count")
+    monkeypatch.setattr(file, "_GIVING_BACK_S_MAX", 60.0)
+    monkeypatch.setattr(file, "_GIVING_BACK_PAUSE_S", 3_600.0)
+    journal.set_archived(SHARD, 39)
+    fewer = writer.pragma("page_count")
+    assert fewer < pages / 2
+    journal.set_archived(SHARD, 41)
+    assert writer.pragma("page_count") == fewer
+    journal.close()
+
+
 def test_a_little_free_space_is_kept(tmp_path: Path) -> None:
     """The next frames need it; the file does not breathe with every upload."""
     story = Story()

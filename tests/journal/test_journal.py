@@ -654,6 +654,18 @@ def test_a_tip_that_nobody_signed_is_found(tmp_path: Path) -> None:
         load_anew(tmp_path)
 
 
+def test_a_row_that_is_spoiled_while_we_run_is_found(tmp_path: Path) -> None:
+    """A shard that is loaded again reads it again, and says which shard it is."""
+    journal = begin(tmp_path, Story())
+    journal._file._writer.execute("UPDATE shard SET tip = x'06'")
+    with pytest.raises(CorruptionError, match="shard app: a HEAD record"):
+        journal.load(SHARD)
+    journal._file._writer.execute("DELETE FROM shard")
+    with pytest.raises(CorruptionError, match="shard app: "):
+        journal.load(SHARD)
+    journal.close()
+
+
 def load_anew(folder: Path) -> None:
     journal = Journal(folder)
     try:
