@@ -4,7 +4,8 @@
 
     <svc>/<shard>/LEASE
     <svc>/<shard>/TIP
-    <svc>/<shard>/<lineage hex>/log/<start/1_000_000 %016d>/<start %020d>-<end %020d>-<nanos %020d>.lbn
+    <svc>/<shard>/<lineage hex>/log/<start/1_000_000 %016d>/
+        <start %020d>-<end %020d>-<nanos %020d>.lbn
     <svc>/<shard>/<lineage hex>/set/L<level>/<from %020d>-<to %020d>.lbn     and .idx beside it
     <svc>/<shard>/<lineage hex>/part/<node hash hex>.pg
 

@@ -35,6 +35,7 @@ from basenet.archive.trust import Genesis, Standing, change, check_author, check
 from basenet.errors import ChainBroken, UntrustedKey
 from basenet.keys.trust import get_fingerprint
 from basenet.units import HASH_BYTES, MIB, ZERO_HASH, Lineage
+from basenet.wire.chain import CommitRules
 from basenet.wire.frame import Flag, Frame, Head, Kind, check_link
 from basenet.wire.merkle import normalised_first_page, parents, root_of_groups
 from basenet.wire.payload import decode_commit, decode_commit_summary
@@ -67,6 +68,7 @@ class Replay:
         self._lineage: Lineage | None = None
         self._head: Head | None = None
         self._pages = PageBuffer(draft, 0, bytearray())
+        self._rules = CommitRules(0, 0)
 
     @property
     def head(self) -> Head:
@@ -84,6 +86,7 @@ class Replay:
         self._lineage, self._head = base.item.set.lineage, base.facts.head
         leaves = bytearray(reader.pages.db_pages * HASH_BYTES)
         self._pages = PageBuffer(self._draft, reader.pages.page_size, leaves)
+        self._rules = CommitRules(reader.pages.page_size, reader.pages.db_pages)
         self._draft.resize(self.size_bytes)
         self._check_tip(base.facts.head, base.item.name)
 
@@ -149,6 +152,7 @@ class Replay:
             if genesis.config.parent is not None or not is_born_empty(genesis):
                 raise ChainBroken(f"genesis {frame.head.seq} needs a state that nothing gives")
             self._pages.page_size = genesis.config.page_size
+            self._rules = CommitRules(genesis.config.page_size, 0)
         else:
             assert self._lineage is not None, "every frame has a lineage"
             check_descent(self._head, self._lineage, genesis)
@@ -191,13 +195,12 @@ class Replay:
         touches: list[_Touch] = []
         for frame in frames:
             if frame.head.kind is not Kind.COMMIT:
+                self._rules.accept_config(frame.head)
                 continue
             summary = decode_commit_summary(frame.payload)
+            self._rules.accept_commit(frame.head, summary)
             if summary.page_size != self._pages.page_size:
-                had_pages = touches[-1].db_pages if touches else self._pages.db_pages
-                if had_pages and not frame.head.flags & Flag.RECOVERED:
-                    raise ChainBroken(f"frame {frame.head.seq} changes the page size unannounced")
-                # It carries every page, so nothing from before is left.
+                # It carries every page (that is a rule), so nothing from before is left.
                 touches = []
                 self._pages.reset(summary.page_size)
             touches.append(_Touch(frame, summary.db_pages, summary.pgnos.tolist()))

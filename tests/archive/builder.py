@@ -190,14 +190,21 @@ class Archive:
         archive_epoch: int = 1,
         key: Signer | None = None,
         is_named_by_content: bool = True,
+        page_size: int | None = None,
     ) -> list[str]:
-        """Put a page set at ``seq``; return the names of manifest, index and parts."""
+        """Put a page set at ``seq``; return the names of manifest, index and parts.
+
+        ``page_size``: at ``seq``, if it was changed since.
+        """
         head, names = history.frame(seq).head, self.names(history)
-        rows, parts, stored = self._blocks(history, seq, is_named_by_content=is_named_by_content)
+        size = page_size or history.page_size
+        rows, parts, stored = self._blocks(
+            history.contents(seq), size, is_named_by_content=is_named_by_content
+        )
         index = encode_index(rows)
         pages = PageSet(
             lineage=history.lineage,
-            page_size=history.page_size,
+            page_size=size,
             db_pages=len(history.image(seq)),
             from_seq=Seq(0),
             to_seq=head.seq,
@@ -227,9 +234,8 @@ class Archive:
         return written
 
     def _blocks(
-        self, history: History, seq: int, *, is_named_by_content: bool
+        self, whole: bytes, size: int, *, is_named_by_content: bool
     ) -> tuple[list[IndexRow], list[Part], list[bytes]]:
-        size, whole = history.page_size, history.contents(seq)
         group_bytes = GROUP_PAGES * size
         rows, blocks, leaves_of = [], [], []
         for start in range(0, len(whole), group_bytes):
