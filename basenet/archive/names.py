@@ -7,7 +7,7 @@
     <svc>/<shard>/<lineage hex>/log/<start/1_000_000 %016d>/
         <start %020d>-<end %020d>-<nanos %020d>.lbn
     <svc>/<shard>/<lineage hex>/set/L<level>/<from %020d>-<to %020d>.lbn     and .idx beside it
-    <svc>/<shard>/<lineage hex>/part/<node hash hex>.pg
+    <svc>/<shard>/<lineage hex>/part/<SHA-256 of its bytes, hex>.pg
 
 All are below the prefix in the archive's URL. ``nanos`` is the timestamp of the first frame, so
 the same content has the same name. The log of the system that basenet follows,
@@ -50,7 +50,7 @@ class SetName:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class PartName:
-    """A part of a page set; ``name`` is its node hash, or random when encrypted."""
+    """A part of a page set; ``name`` is the SHA-256 of its bytes."""
 
     lineage: Lineage
     name: bytes

@@ -37,7 +37,7 @@ from basenet.keys.trust import get_fingerprint
 from basenet.units import HASH_BYTES, MIB, ZERO_HASH, Lineage
 from basenet.wire.chain import CommitRules
 from basenet.wire.frame import Flag, Frame, Head, Kind, check_link
-from basenet.wire.merkle import normalised_first_page, parents, root_of_groups
+from basenet.wire.merkle import parents, root_of_groups
 from basenet.wire.payload import decode_commit, decode_commit_summary
 from basenet.wire.segment import Segment
 
@@ -102,7 +102,7 @@ class Replay:
             leaves[first * HASH_BYTES : first * HASH_BYTES + len(block.leaves)] = block.leaves
             if not waiting:
                 offset, size = first * page_size, 0
-            waiting.append(normalised_first_page(block.pages) if first == 0 else block.pages)
+            waiting.append(block.pages)
             size += len(block.pages)
             if size >= WRITE_BYTES:
                 self._draft.write_all(offset, waiting)

@@ -4,10 +4,10 @@ The manifest's signature fixes the index by its hash, the index's group hashes m
 root of the frame at which the set stands, and every block must give its group hash. So a part needs
 no signature, and its pages need no other proof.
 
-The stored bytes of a block are more than its pages: zstd ignores some bits, so a flipped one can
-leave the pages as they were. A part whose name has 32 bytes is therefore named by the SHA-256 of
-what is stored, and is refused when that differs (a part without a name of its own is named by the
-hash above its groups, and proven by its pages alone).
+The stored bytes of a block are more than its pages: zstd ignores some bits, so about one flipped
+bit in 300 leaves the pages as they were. Since a changed object must be found all the same, a part
+is named by the SHA-256 of what is stored (a name of 32 bytes), and refused when that differs. A
+part without a name of its own is named by the hash above its groups, and proven by its pages alone.
 """
 
 from collections.abc import Iterator

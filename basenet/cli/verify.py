@@ -25,6 +25,11 @@ FAILED = 1
 @click.option("--archive", "named", metavar="URL", help="The archive, as an option.")
 @click.option("--service", metavar="NAME", help="Only this service.  [default: all]")
 @click.option("--shard", metavar="ID", help="Only this shard.  [default: all]")
+@click.option(
+    "--retention",
+    metavar="TIME",
+    help="How long the writer keeps every moment, such as 7d.  [default: BASE_RETENTION]",
+)
 @trust_option
 @output.json_option
 def command(
@@ -33,15 +38,16 @@ def command(
     named: str | None,
     service: str | None,
     shard: str | None,
+    retention: str | None,
     trusted_keys: Path | None,
     as_json: bool,
 ) -> int:
     """Read a whole archive and prove it, or name what is wrong.
 
     Every object, signature, link, state root and page is checked. Ends with 1 if there is any
-    problem. What retention may have deleted is judged by BASE_RETENTION: give the writer's.
+    problem. What retention may have deleted is judged by --retention: give the writer's.
     """
-    config = load(os.environ)
+    config = load(os.environ, arguments={"BASE_RETENTION": retention} if retention else None)
     shard_id = None if shard is None else parse_shard_id(shard)
     with LazyBar("verifying", is_shown=not as_json and sys.stderr.isatty()) as bar:
         report = run(

@@ -16,6 +16,7 @@ from basenet.daemon.pump import Pump
 from basenet.daemon.waker import Waker
 from basenet.sqlite.attach import DetachedState
 from basenet.sqlite.capture import Capture, Gap, Rest, RestReason
+from basenet.sqlite.captured import Captured
 from basenet.sqlite.checkpoint import DatabaseReplaced
 
 _DETACH_RETRY_S: Final = 1.0
@@ -34,8 +35,14 @@ class Follower:
         limiter: trio.CapacityLimiter,
         bridge: Callable[[Gap], Awaitable[None]],
         file_lock: trio.Lock,
+        sink: Callable[[list[Captured]], bool],
     ) -> None:
-        """``bridge`` mends a gap and sets the place where capture goes on."""
+        """Take what else a session consists of.
+
+        ``bridge`` mends a gap and sets the place where capture goes on; ``sink`` takes what was
+        captured and says whether there is room for more.
+        """
+        self._sink = sink
         self._file_lock = file_lock
         self.capture = capture
         self._key = key
@@ -148,7 +155,7 @@ class Follower:
         try:
             return await trio.to_thread.run_sync(
                 self.capture.run_active,
-                self._pump.waiting.put,
+                self._sink,
                 self._begin_poll,
                 limiter=self._limiter,
             )

@@ -4,9 +4,12 @@ The only place where an engine effect becomes an act. Its order is the safety ar
 
     captured --frame--> Persist --journal is durable--> Stored --> Finalize --> archive, waiters
 
-While one batch is being synced, further commits gather in `Waiting`; a backlog beyond
-`_FRAMES_MAX` pieces is merged, so that a fast application costs few frames and an ordinary one
-gets a frame, and with it a restore point, per commit.
+While one batch is being synced, further commits gather in `Waiting`. An ordinary application gets
+a frame, and with it a restore point, per commit. A backlog beyond `_FRAMES_MAX` pieces is merged,
+and so is everything of an application *in a rush*: its commits then gather for longer, because each
+journal commit costs two fsyncs, which the application's own I/O waits behind, and each frame costs
+a signature, a row and a compression that the capture thread waits behind. [m] 200 k one-row commits
+at 70 k/s: 0.9 -> 1.05 of solo speed, 1.7 -> 0.7 s of CPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,9 +42,10 @@ class FinalFrame:
 
 
 _FRAMES_MAX: Final = 64
-# The shortest distance of two journal commits of a busy shard: each costs two fsyncs, which the
-# application's own I/O would otherwise wait behind.
+# The shortest distance of two journal commits of a busy shard, and of one in a rush.
 _BUSY_PAUSE_S: Final = 0.005
+_RUSH_PAUSE_S: Final = 0.050
+_RUSH_COMMITS_PER_S: Final = 5_000
 
 
 OnCaptured = Callable[[npt.NDArray[np.uint32], int, int], None]
@@ -73,6 +77,7 @@ class Pump:
         self._limiter = limiter
         self._token = trio.lowlevel.current_trio_token()
         self._wake = trio.Event()
+        self._news = trio.Event()
         self._done_count = 0
         self._done = trio.Event()
         self._has_ended = False
@@ -85,6 +90,7 @@ class Pump:
 
     def _wake_up(self) -> None:
         self._wake.set()
+        self._news.set()
 
     async def room(self) -> None:
         """Return when capture may go on reading."""
@@ -110,23 +116,35 @@ class Pump:
             self._done.set()
 
     async def _run(self) -> None:
+        taken_at = trio.current_time()
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
             captured = self.waiting.take()
+            taken_before, taken_at = taken_at, trio.current_time()
             self._taken.set()
             self._taken = trio.Event()
             if captured:
-                await self.push(captured)
+                is_rush = is_in_rush(captured, taken_at - taken_before)
+                await self.push(captured, is_rush=is_rush)
                 self._done_count += len(captured)
                 self._done.set()
                 self._done = trio.Event()
-                if len(captured) > 1:
-                    await trio.sleep(_BUSY_PAUSE_S)
+                if is_rush or len(captured) > 1:
+                    await self._let_gather(_RUSH_PAUSE_S if is_rush else _BUSY_PAUSE_S)
 
-    async def push(self, captured: Sequence[Captured]) -> None:
-        """Frame, store and finalise ``captured``."""
-        pieces = coalesce(captured, is_run_open=self.framer.replica.state.is_run_open)
+    async def _let_gather(self, seconds: float) -> None:
+        """Return after ``seconds``, or as soon as the commits that wait fill a frame."""
+        with trio.move_on_after(seconds):
+            while not self.waiting.is_ample:
+                self._news = trio.Event()
+                await self._news.wait()
+
+    async def push(self, captured: Sequence[Captured], *, is_rush: bool = False) -> None:
+        """Frame, store and finalise ``captured``; in a rush as few frames."""
+        pieces = captured
+        if is_rush or len(captured) > _FRAMES_MAX:
+            pieces = coalesce(captured, is_run_open=self.framer.replica.state.is_run_open)
         async with self.chain_lock:
             if self.on_captured is not None:
                 for piece in pieces:
@@ -154,14 +172,21 @@ def _final_frame(row: FrameRow) -> FinalFrame:
     )
 
 
+def is_in_rush(captured: Sequence[Captured], seconds: float) -> bool:
+    """Return whether what was captured within ``seconds`` are more commits than frames are worth.
+
+    Few commits are never a rush, however quick: a lone commit may follow another at once.
+    """
+    commits = sum(item.commits for item in captured)
+    return commits > _FRAMES_MAX and commits > _RUSH_COMMITS_PER_S * seconds
+
+
 def coalesce(captured: Sequence[Captured], *, is_run_open: bool) -> Sequence[Captured]:
-    """Merge neighbours of a long backlog, up to what one frame may hold.
+    """Merge neighbours, up to what one frame may hold.
 
     Pieces of a PARTIAL run, of which the first may have been taken before (``is_run_open``), and
     pieces with a flag stay as they are.
     """
-    if len(captured) <= _FRAMES_MAX:
-        return captured
     out: list[Captured] = []
     group: list[Captured] = []
     raw_bytes = 0

@@ -19,6 +19,7 @@ from basenet.sqlite import recover
 from basenet.sqlite.attach import Database, DetachedState
 from basenet.sqlite.capture import Capture, Gap
 from basenet.sqlite.captured import Captured, CaptureFlag, Cursor
+from basenet.sqlite.checkpoint import DatabaseReplaced
 from basenet.sqlite.pages import PageView
 from basenet.units import ShardId
 
@@ -61,6 +62,7 @@ class Session:
             limiter=node.capture_limiter,
             bridge=self._bridge_gap,
             file_lock=self.file_lock,
+            sink=self._take,
         )
 
     async def run(self, *, differs_from: CaptureFlag | None) -> DetachedState | None:
@@ -116,9 +118,19 @@ class Session:
         self.capture.pin()
         with PageView(self.database) as view:
             for piece in recover.diff(view, leaves):
-                self.pump.waiting.put([flagged(piece, flag)])
+                self._take([flagged(piece, flag)])
             self.capture.restart_at(view.cursor)
             return view.cursor
+
+    def _take(self, batch: list[Captured]) -> bool:
+        """Hand captured changes to the pump; return whether there is room for more.
+
+        Whoever opens another file at our path writes to the log that we read, as long as it lies
+        there. So what was read counts only if the path led to our file afterwards, too; raises
+        `DatabaseReplaced` otherwise.
+        """
+        require_ours(self.database)
+        return self.pump.waiting.put(batch)
 
     async def _note(self, *, cursor: bytes | None = None, detached: bytes | None = None) -> None:
         tree = self.framer.tree
@@ -133,6 +145,13 @@ class Session:
             ),
             None,
         )
+
+
+def require_ours(database: Database) -> None:
+    """Raise `DatabaseReplaced` when the path does not lead to the file that is attached."""
+    foreign = database.why_foreign()
+    if foreign is not None:
+        raise DatabaseReplaced(foreign)
 
 
 def flagged(piece: Captured, flag: CaptureFlag) -> Captured:

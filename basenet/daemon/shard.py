@@ -39,7 +39,7 @@ from basenet.daemon.node import Node
 from basenet.daemon.progress import Progress
 from basenet.daemon.pump import FinalFrame
 from basenet.daemon.scrubbing import scrub_forever
-from basenet.daemon.session import Session
+from basenet.daemon.session import Session, require_ours
 from basenet.errors import (
     BasenetError,
     ConflictError,
@@ -458,6 +458,7 @@ class Shard:
             groups = chain.groups_to_send(bytes(scan.leaves), parent, scan.page_size)
             with PageView(database) as view:
                 beyond = tuple(recover.diff(view, chain.leaves_without(bytes(scan.leaves), groups)))
+        require_ours(database)
         return chain.Birth(
             shard=self.shard,
             path=str(self.path),

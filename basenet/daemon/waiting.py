@@ -11,7 +11,7 @@ from typing import Final
 
 from basenet.errors import UnavailableError
 from basenet.sqlite.captured import Captured
-from basenet.units import MIB
+from basenet.units import MIB, PARTIAL_RAW_BYTES_MAX
 
 # Enough to keep the pump busy over one slow fsync, little enough for many shards in one process.
 WAITING_BYTES_MAX: Final = 16 * MIB
@@ -21,7 +21,10 @@ class Waiting:
     """A bounded queue, filled by one thread and emptied by the event loop."""
 
     def __init__(self, notify: Callable[[], None]) -> None:
-        """Take the thread-safe function that wakes the pump."""
+        """Take the thread-safe function that wakes the pump.
+
+        It is called when something waits that was not there before, and once more when it is ample.
+        """
         self._notify = notify
         self._room = threading.Condition()
         self._items: list[Captured] = []
@@ -42,13 +45,23 @@ class Waiting:
                 self._room.wait_for(lambda: self._is_closed or self.has_room)
             if self._is_closed:
                 raise UnavailableError("the shard's pump has ended; capture starts again with it.")
-            if not self._items:
+            # Waking the event loop for each poll would cost both threads dearly.
+            is_news = not self._items
+            if is_news:
                 self.oldest_ns = batch[0].captured_ns
+            was_ample = self.is_ample
             self._items += batch
             self.put_count += len(batch)
             self._bytes += sum(item.raw_bytes for item in batch)
-        self._notify()
+            is_news |= self.is_ample and not was_ample
+        if is_news:
+            self._notify()
         return self.has_room
+
+    @property
+    def is_ample(self) -> bool:
+        """Whether what waits fills a frame, so that there is no use in waiting for more."""
+        return self._bytes >= PARTIAL_RAW_BYTES_MAX
 
     @property
     def has_room(self) -> bool:

@@ -95,10 +95,13 @@ class PageView:
         raise UnavailableError(f"{self._database.path}-shm is being changed; trying again.")
 
     def _count_pages(self, index: Index) -> int:
-        # A log that was never written to says 0 pages; the file then knows.
-        if index.header.db_pages and index.header.frame_max:
-            return index.header.db_pages
-        return os.fstat(self._database.database_fd).st_size // self.page_size
+        """Return the size of the database in pages, as SQLite's pager counts it.
+
+        The wal-index knows it since the first commit, before that the file's length says it. (Page
+        1 may say less when a program lets its file grow in chunks: its next commit does not.)
+        """
+        size = os.fstat(self._database.database_fd).st_size
+        return index.header.db_pages or size // self.page_size
 
     def _list_frames(self, reader: LogReader, index: Index) -> None:
         """Verify the log up to the position and note the newest frame of each page in it."""

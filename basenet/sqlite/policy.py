@@ -46,7 +46,7 @@ WATCH_S: Final = 0.2
 PENALTY_S: Final = 120.0
 PENALTY_S_MAX: Final = 3_600.0
 _REFUSED_S: Final = 0.005
-_RETRY_S: Final = 0.050
+_RETRY_S: Final = 0.005
 _RETRY_S_MAX: Final = 5.0
 
 

@@ -5,6 +5,7 @@ lives of the daemon an equal count proves nothing. What does:
 
 * *the same generation*: the log still has the cursor's salts, stores the cursor's checksum at the
   cursor's frame, and goes on from there without a break. Everything behind the cursor is news.
+  (An empty log has no salts, and so no generation: it may be another one than it was.)
 * *an untouched file*: it looks as it did when we let it go with an empty log (`DetachedState`), so
   nothing was copied into it since, and everything since lies in the present log from frame 1 on.
 
@@ -65,7 +66,8 @@ def find_place(
         )
     if (cursor.device, cursor.inode) != (database.device, database.inode):
         return _scan(Outcome.REPLACED, f"{path} is another file than the one captured before.")
-    if cursor.salts == index.header.salts:
+    # A log that nobody has written to yet has no salts, whatever became of the one before it.
+    if cursor.salts == index.header.salts and any(cursor.salts):
         return _in_generation(database, index, cursor)
     if detached is not None:
         return _after_detach(database, index, cursor, detached)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,25 @@ def test_without_keys_nothing_is_judged(
     (tmp_path / ".basenet/trusted.keys").unlink()
     assert run(["verify", str(archive)]) == 2
     assert "no trusted key is known" in capsys.readouterr().err
+
+
+def test_the_writers_retention_can_be_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it may have deleted is no problem; with a longer one it is missing."""
+    history = History(begin_ns=time.time_ns() - 3 * 24 * 3600 * 10**9)
+    for _ in range(8):
+        history.random_commit(grow=3)
+    made = Archive()
+    made.put_log(history, 1)
+    made.put_set(history, 5)
+    made.put_logs(history, 2, start=6)
+    made.put_tip(history)
+    for name, stored in made.store.objects.items():
+        (tmp_path / "pruned" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pruned" / name).write_bytes(stored.data)
+    assert run(["verify", str(tmp_path / "pruned"), "--retention", "2d"]) == 0
+    assert "as retention leaves it" in capsys.readouterr().out
+    assert run(["verify", str(tmp_path / "pruned")]) == 1
+    assert "frames 2..5 are missing" in capsys.readouterr().out
+    assert run(["verify", str(tmp_path / "pruned"), "--retention", "soon"]) == 2

@@ -309,6 +309,28 @@ def test_a_scan_beside_a_writer_is_one_moment(scene: Scene) -> None:
     assert tree.root() == StateTree(4096, scan(scene.capture.database).leaves).root()
 
 
+def test_a_run_goes_to_the_sink_piece_by_piece(scene: Scene) -> None:
+    """The daemon's loop hands a large transaction over in pieces and then goes on."""
+    scene.open()
+    scene.application.run(
+        "c.execute('begin')\n"
+        "for n in range(4000): c.execute('insert into t values(?, randomblob(4000))', (n,))\n"
+        "c.execute('commit')"
+    )
+    sizes = []
+
+    def sink(pieces: list[Captured]) -> bool:
+        sizes.append(len(pieces))
+        return scene.mirror.sink(pieces)
+
+    rest = scene.capture.run_active(sink, lambda: False)
+    assert rest.reason is RestReason.IDLE
+    assert scene.mirror.runs == 1
+    assert len(sizes) >= 4
+    assert set(sizes) == {1}
+    scene.check(commits=1)
+
+
 def test_memory_stays_bounded_in_a_large_transaction(scene: Scene) -> None:
     """60 MB in one commit need a block, a piece and 12 bytes a frame, not 60 MB."""
     scene.open()

@@ -1,6 +1,8 @@
 """A state of the whole database, read while the application goes on."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -111,3 +113,27 @@ def test_a_damaged_log_is_corruption(scene: Scene) -> None:
     os.pwrite(scene.capture.database.wal_fd, b"????", 32 + 24 + 100)
     with pytest.raises(CorruptionError, match="-wal is damaged"):
         PageView(scene.capture.database)
+
+
+@pytest.mark.parametrize("checkpoint", ["passive", "truncate"])
+def test_spare_room_at_the_end_of_the_file_counts_as_sqlite_counts_it(
+    scene: Scene, checkpoint: str
+) -> None:
+    """A program may let its file grow in chunks: then the pager's size is the file's."""
+    code = (
+        "import apsw, ctypes, os, sys\n"
+        "c = apsw.Connection(sys.argv[1])\n"
+        "size = ctypes.c_int(1 << 20)\n"
+        "c.file_control('main', apsw.SQLITE_FCNTL_CHUNK_SIZE, ctypes.addressof(size))\n"
+        "c.execute('pragma journal_mode=wal').get\n"
+        "c.execute('create table t(x, y)'); c.execute('insert into t values(1, zeroblob(50000))')\n"
+        f"c.execute('pragma wal_checkpoint({checkpoint})').get\n"
+        "os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(scene.path)], check=True)
+    assert scene.path.stat().st_size == 1 << 20
+    scene.attach()
+    assert scene.mirror.tree.db_pages == 256
+    scene.application = scene.start()
+    scene.application.sql("insert into t values(2, 2)")
+    scene.check(commits=1)

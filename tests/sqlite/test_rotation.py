@@ -1,6 +1,7 @@
 """The pin and the application's own locks: nobody waits for us, nothing is lost."""
 
 import os
+import resource
 import time
 from collections.abc import Callable
 
@@ -302,3 +303,23 @@ def test_detaching_needs_an_empty_desk(scene: Scene) -> None:
         assert time.monotonic() < deadline
     assert state.size == scene.path.stat().st_size
     assert list(scene.folder.iterdir()) == [scene.path]
+
+
+def test_a_full_disk_harms_nobody(scene: Scene) -> None:
+    """Our checkpoint cannot write: said, tried again later, and complete once there is room."""
+    scene.open()
+    scene.application.sql("insert into t values(1, randomblob(200000))")
+    scene.mirror.poll()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        scene.capture.rotation._settle()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert scene.capture.rotation.counters.problem is not None
+    assert scene.capture.is_pinned
+    scene.application.sql("insert into t values(2, 2)")
+    scene.capture.rotation._settle()
+    assert scene.capture.rotation.counters.problem is None
+    assert facts(scene)[0] == 0
+    scene.check(commits=2)
