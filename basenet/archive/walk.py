@@ -28,6 +28,7 @@ from basenet.archive.replay import check_descent
 from basenet.archive.trust import Genesis, Standing, change, check_author, check_signer
 from basenet.errors import ChainBroken, CorruptionError
 from basenet.units import HASH_BYTES, FrameHash, Lineage, Seq, TimestampNs
+from basenet.wire.chain import CommitRules
 from basenet.wire.frame import Flag, Frame, Head, Kind, check_link
 from basenet.wire.merkle import StateTree, leaf_hash
 from basenet.wire.payload import CommitPayload, decode_commit
@@ -81,7 +82,8 @@ class Walk:
         self._tree: StateTree | None = None
         self._is_restorable = False
         self._genesis: Head | None = None
-        self._run: list[CommitPayload] = []
+        self._rules = CommitRules(0, 0)  # of the state that the tree knows
+        self._run_pgnos: list[int] = []
         self._run_hashes: list[bytes] = []
         self._range: RestorableRange | None = None
         self.moments: dict[int, Moment] = {}
@@ -121,10 +123,10 @@ class Walk:
         except CorruptionError as error:
             self._report(name, str(error))
         if parent is not None and parent.leaves is not None:
-            self._tree = StateTree(parent.page_size, parent.leaves)
+            self._know(StateTree(parent.page_size, parent.leaves))
             self._is_restorable = parent.is_restorable
         elif config.parent is None and is_born_empty(genesis):
-            self._tree = StateTree(config.page_size)
+            self._know(StateTree(config.page_size))
             self._is_restorable = True
 
     def lose(self) -> None:
@@ -132,9 +134,13 @@ class Walk:
         self._head = None
         self._forget_state()
 
+    def _know(self, tree: StateTree) -> None:
+        self._tree = tree
+        self._rules = CommitRules(tree.page_size, tree.db_pages)
+        self._run_pgnos, self._run_hashes = [], []
+
     def _forget_state(self) -> None:
         self._tree = None
-        self._run, self._run_hashes = [], []
         self.stop_range()
 
     def stop_range(self) -> None:
@@ -150,8 +156,7 @@ class Walk:
             self._head = facts.head
             if facts.head.seq == self._noted:
                 self.noted_hash = facts.head.hash
-            self._tree = StateTree(facts.pages.page_size, leaves)
-            self._run, self._run_hashes = [], []
+            self._know(StateTree(facts.pages.page_size, leaves))
         self._is_restorable = True
         self._extend_range(facts.head)
 
@@ -181,7 +186,7 @@ class Walk:
                 self._forget_state()
             self._head = frame.head
             self.frame_count += 1
-            if self._tree is not None and self._is_restorable and not self._run:
+            if self._is_restorable and not self._rules.is_run_open:
                 self._extend_range(frame.head)
             if frame.head.seq == self._noted:
                 self.noted_hash = frame.head.hash
@@ -203,50 +208,48 @@ class Walk:
 
     def _change(self, frame: Frame, before: Head | None, name: str) -> None:
         self._standing = change(self._standing, frame, self._lineage, name)
+        if self._tree is not None:
+            self._rules.accept_config(frame.head)
         if before is not None and frame.head.state_root != before.state_root:
             raise ChainBroken(f"the CONFIG {frame.head.seq} has another state than the one before")
 
     def _take_commit(self, head: Head, commit: CommitPayload) -> None:
-        is_plain = not head.flags & (Flag.PARTIAL | Flag.RECOVERED | Flag.REGRESSED)
-        if is_plain and commit.commits == 0:
-            raise ChainBroken(f"frame {head.seq} holds no commit and says no reason")
-        if self._run and not _continues(self._run[-1], commit):
-            raise ChainBroken(f"frame {head.seq} does not continue the run that it is in")
-        self._run.append(replace(commit, pages=b""))  # what remains of the run needs no pages
-        if self._tree is not None:
-            pages = memoryview(commit.pages)
-            size = commit.page_size
-            self._run_hashes += [
-                leaf_hash(pgno, pages[index * size : (index + 1) * size])
-                for index, pgno in enumerate(commit.pgnos.tolist())
-            ]
-        if head.flags & Flag.PARTIAL:
+        if self._tree is None:
             return
-        run, hashes = self._run, self._run_hashes
-        self._run, self._run_hashes = [], []
-        if self._tree is not None:
-            self._tree = self._update(self._tree, head, run, hashes)
+        self._rules.accept_commit(head, commit)
+        pages, size = memoryview(commit.pages), commit.page_size
+        pgnos = commit.pgnos.tolist()
+        self._run_pgnos += pgnos
+        self._run_hashes += [
+            leaf_hash(pgno, pages[index * size : (index + 1) * size])
+            for index, pgno in enumerate(pgnos)
+        ]
+        if not head.flags & Flag.PARTIAL:
+            pgnos, hashes = self._run_pgnos, self._run_hashes
+            self._run_pgnos, self._run_hashes = [], []
+            self._update(self._tree, head, commit, pgnos, hashes)
 
     def _update(
-        self, tree: StateTree, head: Head, run: Sequence[CommitPayload], hashes: Sequence[bytes]
-    ) -> StateTree:
-        """Return the tree after a whole commit; raise `ChainBroken` if its root is another."""
-        page_size, db_pages = run[-1].page_size, run[-1].db_pages
-        if page_size != tree.page_size:
-            if tree.db_pages and not head.flags & Flag.RECOVERED:
-                raise ChainBroken(f"frame {head.seq} changes the page size without RECOVERED")
-            tree = StateTree(page_size)
-        tree.update([pgno for commit in run for pgno in commit.pgnos.tolist()], hashes, db_pages)
+        self,
+        tree: StateTree,
+        head: Head,
+        commit: CommitPayload,
+        pgnos: Sequence[int],
+        hashes: Sequence[bytes],
+    ) -> None:
+        """Take in a whole commit, or run; raise `ChainBroken` if its root is another."""
+        if commit.page_size != tree.page_size:
+            tree = self._tree = StateTree(commit.page_size)
+        tree.update(pgnos, hashes, commit.db_pages)
         if tree.root() != head.state_root:
             raise ChainBroken(
                 f"the pages up to frame {head.seq} give the state root {tree.root().hex()}, and it "
                 f"was signed with {head.state_root.hex()}"
             )
-        return tree
 
     def check_tree(self, record: TreeRecord, name: str) -> None:
         """Report a TREE record that does not agree with the state after its object."""
-        if self._tree is None or self._run:
+        if self._tree is None or self._rules.is_run_open:
             return
         groups = self._tree.groups
         for group, digest in record.groups:
@@ -270,7 +273,7 @@ class Walk:
             self._range = replace(start, last_seq=head.seq, last_ns=head.timestamp_ns)
 
     def _keep_moment(self, head: Head) -> None:
-        tree = None if self._run else self._tree
+        tree = None if self._rules.is_run_open else self._tree
         self.moments[head.seq] = Moment(
             lineage=self._lineage,
             head=head,
@@ -279,12 +282,3 @@ class Walk:
             leaves=None if tree is None else bytes(tree.leaves),
             is_restorable=self._is_restorable,
         )
-
-
-def _continues(before: CommitPayload, after: CommitPayload) -> bool:
-    """Return whether two frames of a run agree on its outcome and ascend."""
-    if (before.page_size, before.db_pages) != (after.page_size, after.db_pages):
-        return False
-    if not len(before.pgnos) or not len(after.pgnos):
-        return True
-    return bool(before.pgnos[-1] < after.pgnos[0])

@@ -129,9 +129,13 @@ class Follower:
                 if next_call_s is not None and not self.capture.has_news():
                     next_call_s = await self._steer()
         finally:
-            self._should_stop.set()
-            self._wake_lookers()
+            self.end()
         return None
+
+    def end(self) -> None:
+        """Tell those who wait for a look that none comes any more; harmless when repeated."""
+        self._should_stop.set()
+        self._wake_lookers()
 
     async def _turn(self) -> float | None:
         """Poll in a thread until it is quiet; return when to steer the pin again."""

@@ -80,6 +80,7 @@ class Session:
                 with trio.move_on_after(_STOP_GRACE_S):
                     await self.pump.drained()
             finally:
+                self.follower.end()
                 self.pump.waiting.close()
             nursery.cancel_scope.cancel()
         if state is not None:
