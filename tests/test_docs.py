@@ -89,7 +89,9 @@ def known_options(command: click.Command) -> set[str]:
 
 def fenced_commands(page: Path) -> list[list[str]]:
     blocks = [body for kind, body in FENCE.findall(page.read_text()) if kind in {"sh", "console"}]
-    return [words for body in blocks for line in shell_lines(body) for words in split_commands(line)]
+    return [
+        words for body in blocks for line in shell_lines(body) for words in split_commands(line)
+    ]
 
 
 def inline_commands(page: Path) -> list[list[str]]:

@@ -26,7 +26,6 @@ from typing import Final
 
 import trio
 
-from basenet.archive.catalog import read_catalog
 from basenet.archive.facts import open_log
 from basenet.archive.fetch import Fetcher, Request
 from basenet.archive.names import ShardNames
@@ -35,7 +34,7 @@ from basenet.archive.plan import Plan, Wish
 from basenet.archive.port import Store, StoreNotFound
 from basenet.archive.replay import Replay
 from basenet.archive.setreader import SetReader
-from basenet.archive.survey import Survey
+from basenet.archive.survey import Survey, survey_shard
 from basenet.errors import CorruptionError
 from basenet.units import Lineage, PublicKeyBytes, Seq, TimestampNs
 from basenet.wire.segment import Segment
@@ -100,15 +99,15 @@ async def restore(
     and when it is cancelled, nothing is left behind.
     """
     started = time.monotonic()
-    fetcher = fetcher or Fetcher(store)
+    fetcher, wish = fetcher or Fetcher(store), wish or Wish()
     if not dry_run:
         await trio.to_thread.run_sync(place.check)
     attempt = 0
     while True:
         attempt += 1
-        survey = Survey(fetcher, await read_catalog(store, names))
+        survey = await survey_shard(store, fetcher, names, wish)
         try:
-            plan = await survey.make_plan(wish or Wish(), trusted)
+            plan = await survey.make_plan(wish, trusted)
             if dry_run:
                 return _report(plan, place, started)
             execution = _Execution(

@@ -3,14 +3,19 @@
 The planner asks for the facts of a few objects; a *survey* fetches them and asks again, until there
 is a plan. What was fetched on the way (the last log object, as a rule) is part of the restore, too,
 so it is kept, opened, up to `KEPT_BYTES_MAX`.
+
+A TIP is written after the objects that it speaks of, and while we read, a writer goes on. So it must
+be read *before* the listing: then everything that it proves is listed, or missing.
 """
 
 from typing import Final
 
-from basenet.archive.catalog import Catalog, LogItem
+from basenet.archive.catalog import Catalog, LogItem, read_catalog
 from basenet.archive.facts import make_log_facts, naming, open_log, open_set, open_tip
 from basenet.archive.fetch import Fetcher, Request
+from basenet.archive.names import ShardNames
 from basenet.archive.plan import Book, Needs, Plan, Wish, make_plan
+from basenet.archive.port import Store, StoreNotFound
 from basenet.units import MIB, PublicKeyBytes
 from basenet.wire.segment import Segment
 
@@ -20,9 +25,11 @@ KEPT_BYTES_MAX: Final = 16 * MIB
 class Survey:
     """One catalog and what was read of its objects."""
 
-    def __init__(self, fetcher: Fetcher, catalog: Catalog) -> None:
+    def __init__(self, fetcher: Fetcher, catalog: Catalog, *, tip: bytes | None = None) -> None:
+        """``tip``: the TIP as it was before ``catalog`` was listed, if it was read then."""
         self._fetcher = fetcher
         self._catalog = catalog
+        self._tip = tip
         self._book = Book()
         self._kept: dict[str, Segment] = {}
         self._kept_bytes = 0
@@ -45,7 +52,7 @@ class Survey:
             data = await self._fetcher.get(item.name)
             self._book.sets[item.name] = open_set(data, item.name, item.set, self._catalog.names)
         if needs.tip:
-            data = await self._fetcher.get(self._catalog.names.tip)
+            data = self._tip or await self._fetcher.get(self._catalog.names.tip)
             self._book.tip = open_tip(data, self._catalog.names)
 
     async def _read_logs(self, items: tuple[LogItem, ...]) -> None:
@@ -66,3 +73,18 @@ class Survey:
         if self._kept_bytes + item.size <= KEPT_BYTES_MAX:
             self._kept_bytes += item.size
             self._kept[item.name] = segment
+
+
+async def read_tip_data(fetcher: Fetcher, names: ShardNames) -> bytes | None:
+    """Return the TIP's bytes, None if there is none; call it before listing the shard."""
+    try:
+        return await fetcher.get(names.tip)
+    except StoreNotFound:
+        return None
+
+
+async def survey_shard(store: Store, fetcher: Fetcher, names: ShardNames, wish: Wish) -> Survey:
+    """List the shard ``names`` and return the survey from which ``wish`` can be planned."""
+    # A past seq does not depend on how far the archive went on.
+    tip = None if wish.to_seq is not None else await read_tip_data(fetcher, names)
+    return Survey(fetcher, await read_catalog(store, names), tip=tip)

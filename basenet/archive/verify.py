@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from basenet.archive.catalog import Catalog, LineageItems, make_catalog
+from basenet.archive.catalog import Catalog, LineageItems, read_catalog
 from basenet.archive.facts import (
     TipFacts,
     make_log_facts,
@@ -44,6 +44,7 @@ from basenet.archive.names import LOG_FOLDER_SEQS, SetName, ShardNames
 from basenet.archive.plan import find_genesis, list_lineages
 from basenet.archive.port import Entry, Store
 from basenet.archive.replay import check_tip_trust
+from basenet.archive.survey import read_tip_data
 from basenet.archive.trust import Genesis, Standing, begin
 from basenet.archive.walk import Moment, RestorableRange, Walk
 from basenet.errors import CorruptionError
@@ -103,23 +104,23 @@ async def verify(
     """
     started = time.monotonic()
     shards, strangers = await _list_all(store, service, shard)
-    total = sum(entry.size for entries in shards.values() for entry in entries)
-    meter = Meter(total, on_progress)
+    meter = Meter(sum(shards.values()), on_progress)
     now_ns = time.time_ns() if now_ns is None else now_ns
     reports = []
-    for names, entries in shards.items():
-        for attempt in range(1, ATTEMPTS + 1):
+    fetcher = fetcher or Fetcher(store)
+    for names in shards:
+        for _ in range(ATTEMPTS):
             inspection = Inspection(
                 names=names,
-                fetcher=fetcher or Fetcher(store),
+                fetcher=fetcher,
                 trusted=trusted,
                 horizon_ns=now_ns - int(retention_seconds * _NS_PER_SECOND),
                 meter=meter,
             )
-            listed = entries
-            if attempt > 1:
-                listed = [entry async for entry in store.list(names.prefix)]
-            report = await _ShardVerifier(inspection, make_catalog(names, listed)).run()
+            # The TIP first: a writer goes on, and what the TIP proves must be in the listing.
+            tip = await read_tip_data(fetcher, names)
+            catalog = await read_catalog(store, names)
+            report = await _ShardVerifier(inspection, catalog, tip).run()
             if not inspection.has_lost_objects:
                 break
         reports.append(report)
@@ -133,9 +134,9 @@ async def verify(
 
 async def _list_all(
     store: Store, service: str | None, shard: ShardId | None
-) -> tuple[dict[ShardNames, list[Entry]], list[Entry]]:
-    """Return all objects by shard, and those that lie in no shard's folder."""
-    shards: dict[ShardNames, list[Entry]] = {}
+) -> tuple[dict[ShardNames, int], list[Entry]]:
+    """Return the bytes of each shard's objects, and what lies in no shard's folder."""
+    shards: dict[ShardNames, int] = {}
     strangers = []
     async for entry in store.list("" if service is None else f"{service}/"):
         folders = entry.name.split("/")
@@ -144,16 +145,17 @@ async def _list_all(
             continue
         names = ShardNames(service=folders[0], shard=ShardId(folders[1]))
         if shard is None or shard == names.shard:
-            shards.setdefault(names, []).append(entry)
+            shards[names] = shards.get(names, 0) + entry.size
     return shards, strangers
 
 
 class _ShardVerifier:
     """One pass over one shard."""
 
-    def __init__(self, inspection: Inspection, catalog: Catalog) -> None:
+    def __init__(self, inspection: Inspection, catalog: Catalog, tip_data: bytes | None) -> None:
         self._inspection = inspection
         self._catalog = catalog
+        self._tip_data = tip_data
         self._names = catalog.names
         self._walks: dict[Lineage, Walk] = {}
         self._ends: dict[Lineage, Seq] = {}
@@ -164,7 +166,7 @@ class _ShardVerifier:
             lineage: await self._read_genesis(self._catalog.items(lineage))
             for lineage in list_lineages(self._catalog)
         }
-        tip = await self._read_tip()
+        tip = self._open_tip()
         for lineage in geneses:
             self._sets[lineage] = await self._read_manifests(self._catalog.items(lineage))
         # A parent begins before its child, so it is walked before.
@@ -220,18 +222,15 @@ class _ShardVerifier:
             )
         return genesis
 
-    async def _read_tip(self) -> TipFacts | None:
-        if self._catalog.tip is None:
+    def _open_tip(self) -> TipFacts | None:
+        if self._tip_data is None:
             self._inspection.notes.append(
                 "there is no TIP, so objects deleted from the end would not be missed"
             )
             return None
-        data = await self._inspection.get(self._names.tip)
-        self._inspection.meter.add(self._catalog.tip.size)
-        if data is None:
-            return None
+        self._inspection.meter.add(len(self._tip_data))
         try:
-            return open_tip(data, self._names)
+            return open_tip(self._tip_data, self._names)
         except CorruptionError as error:
             self._inspection.report(self._names.tip, str(error))
             return None

@@ -289,12 +289,19 @@ class Shard:
             self._detached = await self._run_session(self.session, flag)
             self._settle_detached(database)
         finally:
-            if self.session is not None:
-                _add(self._totals, self.session)
-                self.lapped += capture.counters.laps
-            self.session = None
-            self.progress.wake()
-            with trio.CancelScope(shield=True):
+            await self._end_session(capture)
+
+    async def _end_session(self, capture: Capture) -> None:
+        """Close the file, once nobody reads pages from it."""
+        session, self.session = self.session, None
+        self.progress.wake()
+        with trio.CancelScope(shield=True):
+            if session is None:
+                await self._in_thread(capture.close)
+                return
+            _add(self._totals, session)
+            self.lapped += capture.counters.laps
+            async with session.file_lock:
                 await self._in_thread(capture.close)
 
     def _attach(self) -> Database:

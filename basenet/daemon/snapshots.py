@@ -59,6 +59,9 @@ class SnapshotReader:
         """Return pages as they stand now, each of them committed; fewer past the end."""
         session = self._present()
         async with session.file_lock:
+            # Whoever held the lock may have let go of the file.
+            if not session.is_live:
+                raise UnavailableError(f"shard {self._shard.shard} was let go in mid-snapshot.")
             pages = await trio.to_thread.run_sync(
                 read_pages,
                 self._present().database,

@@ -47,7 +47,7 @@ PENALTY_S: Final = 120.0
 PENALTY_S_MAX: Final = 3_600.0
 _REFUSED_S: Final = 0.005
 _RETRY_S: Final = 0.005
-_RETRY_S_MAX: Final = 5.0
+_RETRY_S_MAX: Final = 1.0
 
 
 class CapturePolicy(Enum):

@@ -11,7 +11,7 @@ an application's TRUNCATE, which holds the write lock and waits for our mark: we
 the write lock in turn (P13), and the re-pinned mark 0 is in nobody's way.
 
 *Rotate*, for a log that never comes to rest: once the same to copy the bulk, then try, never wait,
-for the write lock; under it capture the rest, drop the pin, ONE checkpoint, pin again. Every reset
+for the write lock; under it capture the rest, drop the pin, one checkpoint, pin again. Every reset
 needs the write lock, so nothing is unprotected in between, and the next writer starts the log anew.
 
 A pin on mark 0 is left only after a checkpoint of ours went through in the same generation, or for
@@ -275,6 +275,6 @@ class Rotation:
         if not (self._reach_tip() and self._checkpoint_soon()):
             return False
         self.pin.release()
-        self._checkpoint()
+        self._checkpoint_soon()
         self.engage()
         return True

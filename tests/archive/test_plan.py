@@ -25,7 +25,8 @@ def list_catalog(archive: Archive, history: History) -> Catalog:
 
 def plan(archive: Archive, history: History, **wish: Any) -> tuple[Plan, list[str]]:
     """Return the plan, and the objects that were needed to make it, in order."""
-    catalog, book, needed = list_catalog(archive, history), Book(), []
+    catalog, book = list_catalog(archive, history), Book()
+    needed: list[str] = []
     while True:
         found = make_plan(catalog, book, Wish(**wish), TRUSTED)
         if isinstance(found, Plan):
@@ -177,7 +178,7 @@ def test_the_line_of_configs_is_read_only_if_there_was_one() -> None:
     handed_over.put_tip(history)
     found, needed = plan(handed_over, history)
     assert sorted(needed) == sorted([*names, "default/app/TIP", base])
-    assert found.standing.voters == {signer(2).public}
+    assert found.standing.voters == frozenset({signer(2).public})
     assert found.standing.believed == {signer(1).public, signer(2).public}
 
 

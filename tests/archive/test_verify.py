@@ -2,7 +2,7 @@
 
 import tempfile
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,7 @@ def judge(archive: Archive, name: str) -> None:
         for place, seq in (("a.db", 11), ("b.db", None)):
             archive.store.calls.clear()
             try:
-                trio.run(
-                    lambda place=place, seq=seq: archive.restore(
-                        world().history, folder / place, to_seq=seq
-                    )
-                )
+                trio.run(partial(archive.restore, world().history, folder / place, to_seq=seq))
             except BasenetError:
                 assert list(folder.iterdir()) == []
             else:
