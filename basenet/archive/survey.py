@@ -4,8 +4,8 @@ The planner asks for the facts of a few objects; a *survey* fetches them and ask
 is a plan. What was fetched on the way (the last log object, as a rule) is part of the restore, too,
 so it is kept, opened, up to `KEPT_BYTES_MAX`.
 
-A TIP is written after the objects that it speaks of, and while we read, a writer goes on. So it must
-be read *before* the listing: then everything that it proves is listed, or missing.
+A TIP is written after the objects that it speaks of, and while we read, a writer goes on. So it
+must be read *before* the listing: then everything that it proves is listed, or missing.
 """
 
 from typing import Final

@@ -159,6 +159,9 @@ class Walk:
             self._know(StateTree(facts.pages.page_size, leaves))
         self._is_restorable = True
         self._extend_range(facts.head)
+        if facts.head.seq in self._watched:
+            # Its frame was walked over before its state was known.
+            self._keep_moment(facts.head)
 
     # The frames.
 

@@ -13,6 +13,7 @@ A final frame is handed to the uploader in memory; a piece of a run, and everyth
 before the uploader existed, it reads back from the journal.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -29,13 +30,13 @@ from basenet.archive.continuation import (
     Resume,
     decide_continuation,
 )
-from basenet.archive.lease import Holder, Lease
+from basenet.archive.lease import Holder, Lease, LeaseHeld, LeaseLost
 from basenet.archive.names import ShardNames
 from basenet.archive.port import Store
 from basenet.archive.probe import probe
 from basenet.archive.prune import Pruner
 from basenet.archive.publish import Publisher
-from basenet.archive.seal import Seal
+from basenet.archive.seal import Seal, TwoHistories
 from basenet.archive.snapshot import Snapshots
 from basenet.archive.tip import TipWriter
 from basenet.archive.uploader import ArchiveFacts, Uploader, UploadSettings
@@ -97,6 +98,7 @@ class Archiver:
         self.history = History()
         self.broken_seq: Seq | None = None
         self.dropped = 0
+        self.counts: Counter[str] = Counter()
         self._put_bytes = 0
 
     def next_snapshot_ns(self) -> int | None:
@@ -108,13 +110,14 @@ class Archiver:
     def on_lineage(self, record: ShardRecord) -> None:
         """Take in that the shard goes on from ``record``; frames of it may be unknown here."""
         before, self._record = self._record, record
-        self.broken_seq = record.broken_seq
-        self.history = History(
-            base_seq=record.snapshot_seq,
-            base_ns=record.snapshot_ns,
-            is_broken=record.broken_seq is not None,
-        )
         is_known = before is not None and before.lineage == record.lineage
+        if not is_known:
+            self.broken_seq = record.broken_seq
+            self.history = History(
+                base_seq=record.snapshot_seq,
+                base_ns=record.snapshot_ns,
+                is_broken=record.broken_seq is not None,
+            )
         has_unknown_frames = self.uploader is not None and record.tip.seq > self._tip_seq
         if before is not None and (not is_known or has_unknown_frames):
             self._scope.cancel()
@@ -154,6 +157,11 @@ class Archiver:
         return self.history.base_seq > 0 and not self.history.is_broken
 
     @property
+    def is_taking_snapshot(self) -> bool:
+        """Whether a snapshot is reading the file."""
+        return self.upkeep is not None and self.upkeep.reader is not None
+
+    @property
     def awaits_base(self) -> bool:
         """Whether the first snapshot is still to come, and nothing speaks against it."""
         facts = self.facts()
@@ -188,11 +196,21 @@ class Archiver:
                 if str(error) != self.error:
                     self._log.warning("archive_stopped", error=str(error))
                 self.error = str(error)
+                self._count(error)
+                if isinstance(error, LeaseLost | TwoHistories):
+                    # Somebody else writes this history. To go on as a child of his would let two
+                    # databases take turns in one line; only a restart asks again.
+                    await trio.sleep_forever()
                 with trio.move_on_after(_RETRY_S):
                     await self._lineage_came.wait()
             finally:
                 self.uploader = None
             self._lineage_came.set()
+
+    def _count(self, error: BasenetError) -> None:
+        self.counts["archive_failures"] += 1
+        self.counts["lease_contentions"] += isinstance(error, LeaseHeld)
+        self.counts["leases_lost"] += isinstance(error, LeaseLost)
 
     async def _discard_forever(self) -> None:
         while True:
@@ -224,12 +242,12 @@ class Archiver:
         lease.raise_epoch_floor(decision.archive_epoch)
         self._shard.progress.set_archived(decision.archived_seq, None)
         if decision.needs_snapshot:
-            self.history = History()
+            self.history.is_broken = True
         seal = Seal(
             names=self._names, lineage=Lineage(record.lineage), signer=self._node.author.signer
         )
         uploader = await self._make_uploader(store, seal, lease, record)
-        self.upkeep = self._make_upkeep(store, seal, lease)
+        self.upkeep = self._make_upkeep(store, seal, lease, uploader)
         await self._measure(store, seal.lineage)
         self.error = None
         async with trio.open_nursery() as nursery:
@@ -287,7 +305,7 @@ class Archiver:
                 return await make_parent(self._node.journalist, self._shard.shard, decision, None)
         return None
 
-    def _make_upkeep(self, store: Store, seal: Seal, lease: Lease) -> Upkeep:
+    def _make_upkeep(self, store: Store, seal: Seal, lease: Lease, uploader: Uploader) -> Upkeep:
         config, trusted = self._node.config, self._node.trusted
         publisher = Publisher(store=store, seal=seal, lease=lease, trusted=trusted)
         return Upkeep(
@@ -303,6 +321,7 @@ class Archiver:
                 retention_seconds=config.retention_seconds,
             ),
             history=self.history,
+            is_archive_there=lambda: uploader.facts().last_error is None,
         )
 
     async def _measure(self, store: Store, lineage: Lineage) -> None:

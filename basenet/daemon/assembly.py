@@ -42,6 +42,7 @@ log = structlog.get_logger()
 # generation of a fast application's log.
 _SWITCH_INTERVAL_S: Final = 0.0005
 _SETTLE_S: Final = 15.0
+_ONE_WISH_S: Final = 0.5
 _LAST_LOOK_S: Final = 1.0
 
 
@@ -119,7 +120,9 @@ def _trusted_keys(config: Config, key: SigningKey) -> frozenset[PublicKeyBytes]:
 async def _open_archive(config: Config, environment: Mapping[str, str]) -> Store | None:
     if config.archive is None:
         return None
-    return open_store(config.archive.url, environment=environment)
+    # The loader knows every way of saying no.
+    unconditional = {"BASE_ARCHIVE_UNCONDITIONAL": "1" if config.archive_unconditional else "0"}
+    return open_store(config.archive.url, environment={**environment, **unconditional})
 
 
 class _Service:
@@ -198,13 +201,18 @@ class _Service:
         self._stop.set()
 
     async def _listen_to_signals(self) -> None:
-        told = 0
+        told, told_s = 0, 0.0
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, *PASSED_ON) as received:
             async for number in received:
-                if self._child is not None:
+                # The terminal signals the whole foreground group, the application included.
+                is_typed = number == signal.SIGINT and sys.stdin.isatty()
+                if self._child is not None and not is_typed:
                     self._child.send(number)
-                if number in PASSED_ON:
+                now_s = trio.current_time()
+                # A supervisor may signal both us and our process group: that is one wish.
+                if number in PASSED_ON or (told and now_s - told_s < _ONE_WISH_S):
                     continue
+                told_s = now_s
                 told += 1
                 if told > 1:
                     log.warning("hurried", signal=number)

@@ -43,7 +43,10 @@ def find_behind(
     journal: Journal, shard: ShardId, database: Database, tip_seq: Seq
 ) -> Behind | None:
     """Return where the file stands if that is an older state of the chain; None if it is not."""
-    past = {root.state_root: root.seq for root in journal.past_roots(shard)}
+    past: dict[bytes, Seq] = {}
+    for root in journal.past_roots(shard):
+        # A state may come again, and the newest time counts.
+        past.setdefault(root.state_root, root.seq)
     if not past:
         return None
     scan = recover.scan(database)

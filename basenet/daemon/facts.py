@@ -1,7 +1,7 @@
 """The answers to what the control room asks: `control.surface.Surface` over the running node."""
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
@@ -25,9 +25,6 @@ from basenet.daemon.supervisor import Supervisor
 from basenet.errors import NotFoundError, UnavailableError, UsageError
 from basenet.keys.trust import format_public
 from basenet.units import Seq, ShardId
-
-if TYPE_CHECKING:
-    from collections import Counter
 
 _HEALTH_S: Final = 5.0
 _NS_PER_MS: Final = 1_000_000
@@ -100,7 +97,8 @@ class Facts:
         tip = session.framer.replica.state.tip if session else (record.tip if record else None)
         waiting = session.pump.waiting if session else None
         oldest_ns = _oldest(
-            waiting.oldest_ns if waiting else None, archive.lag_oldest_ns if archive else None
+            waiting.oldest_ns if waiting else None,
+            progress.marks.oldest_ns if has_archive else None,
         )
         lag_ms = max(time.time_ns() - oldest_ns, 0) / _NS_PER_MS if oldest_ns else 0.0
         local_last = (
@@ -120,7 +118,7 @@ class Facts:
             final_seq=progress.final_seq,
             archived_seq=progress.archived_seq if has_archive else 0,
             lag_commits=shard.count_unarchived_commits(),
-            lag_bytes=archive.lag_bytes if archive else 0,
+            lag_bytes=progress.marks.waiting_bytes if has_archive else 0,
             lag_ms=lag_ms,
             worst_case_loss_ms=self._worst_case_loss_ms(shard, lag_ms),
             wal_bytes=session.capture.wal_bytes if session and session.is_live else 0,
@@ -139,7 +137,7 @@ class Facts:
             recovered=shard.recovered,
             lapped=shard.lapped + (session.capture.counters.laps if session else 0),
             regressed=shard.regressed,
-            journal_bytes=archive.lag_bytes if archive else 0,
+            journal_bytes=progress.marks.waiting_bytes,
             error=shard.error,
         )
 
@@ -181,17 +179,20 @@ class Facts:
             session.capture.lock_held_s.clear()
             for reason, seconds in samples:
                 self._lock_held.setdefault(reason, Histogram()).observe(seconds)
-        totals: Counter[str] = shard.totals()
+        totals, counts = shard.totals(), shard.archiver.counts
+        lag_commits, lag_bytes = session.measure_lag() if session is not None else (0, 0)
         return ShardMetrics(
             status=status,
             frames_submitted=totals["submitted"],
             frames_finalized=totals["finalized"],
             wal_bytes_captured=totals["wal_bytes"],
             capture_errors=totals["capture_errors"],
-            archive_failures=(archive.failures if archive else 0) + totals["archive_failures"],
+            capture_lag_commits=lag_commits,
+            wal_lag_bytes=lag_bytes,
+            archive_failures=(archive.failures if archive else 0) + counts["archive_failures"],
             backlog_drops=shard.archiver.dropped,
-            lease_contentions=totals["lease_contentions"],
-            leases_lost=totals["leases_lost"],
+            lease_contentions=counts["lease_contentions"],
+            leases_lost=counts["leases_lost"],
         )
 
     async def check_health(self) -> None:

@@ -19,7 +19,10 @@ from basenet.sqlite.capture import Capture, Gap, Rest, RestReason
 from basenet.sqlite.captured import Captured
 from basenet.sqlite.checkpoint import DatabaseReplaced
 
-_DETACH_RETRY_S: Final = 1.0
+_LET_GO_TRIES: Final = 8
+_LET_GO_PAUSE_S: Final = 0.03
+# A turn ends after this when other shards wait for one of the capture threads.
+_TURN_S_MAX: Final = 0.2
 
 
 class Follower:
@@ -54,6 +57,7 @@ class Follower:
         self._should_stop = threading.Event()
         self._wants_detach = False
         self.is_letting_go = False
+        self._turn_began_s = 0.0
         self._foreign: str | None = None
         # How often the capture thread began to read to the tip; only it writes this.
         self._polls_begun = 0
@@ -105,7 +109,12 @@ class Follower:
         self.polled_s = time.monotonic()
         if self._lookers:
             self._token.run_sync_soon(self._wake_lookers, idempotent=True)
-        return self._should_stop.is_set()
+        return self._should_stop.is_set() or self._must_share()
+
+    def _must_share(self) -> bool:
+        """Whether this turn has lasted long enough and others wait for their threads."""
+        is_long = self.polled_s - self._turn_began_s > _TURN_S_MAX
+        return is_long and self._limiter.statistics().tasks_waiting > 0
 
     def _wake_lookers(self) -> None:
         polled, self._polled = self._polled, trio.Event()
@@ -156,6 +165,7 @@ class Follower:
 
     async def _poll(self) -> Rest | None:
         self._is_polling = True
+        self._turn_began_s = time.monotonic()
         try:
             return await trio.to_thread.run_sync(
                 self.capture.run_active,
@@ -187,6 +197,20 @@ class Follower:
             await self._doorbell.wait(None if left == float("inf") else left)
             if self._wants_detach or self._foreign is not None:
                 return
+
+    async def let_go(self) -> DetachedState | None:
+        """At the end: if nobody else has the file open, close it as SQLite's last connection.
+
+        A -wal that we leave behind would be replayed onto whatever file comes next (P5).
+        """
+        for _ in range(_LET_GO_TRIES):
+            if not self.capture.database.is_open or self.capture.database.others_connected():
+                return None
+            state = await self._detach()
+            if state is not None:
+                return state
+            await trio.sleep(_LET_GO_PAUSE_S)
+        return None
 
     async def _detach(self) -> DetachedState | None:
         self._wants_detach = False

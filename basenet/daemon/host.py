@@ -14,6 +14,12 @@ class Host(Protocol):
     shard: ShardId
     progress: Progress
     session: Session | None
+    db_pages: int
+    """The size of the database when the last session ended."""
+
+    def want_attached(self) -> None:
+        """Come back to a file that was let go; it is let go again as ever."""
+        ...
 
     async def capture_now(self) -> int:
         """Capture what is committed at this moment; return the seq that holds it."""

@@ -21,6 +21,7 @@ from basenet.sqlite.capture import Capture, Gap
 from basenet.sqlite.captured import Captured, CaptureFlag, Cursor
 from basenet.sqlite.checkpoint import DatabaseReplaced
 from basenet.sqlite.pages import PageView
+from basenet.sqlite.walformat import frame_bytes
 from basenet.units import ShardId
 
 OnFinal = Callable[[Sequence[FinalFrame]], None]
@@ -79,6 +80,7 @@ class Session:
                 state = await self.follower.run()
                 with trio.move_on_after(_STOP_GRACE_S):
                     await self.pump.drained()
+                    state = state or await self.follower.let_go()
             finally:
                 self.follower.end()
                 self.pump.waiting.close()
@@ -91,6 +93,16 @@ class Session:
     def is_live(self) -> bool:
         """Whether the file's descriptors may be used by another task than the follower."""
         return self.database.is_open and not self.follower.is_letting_go
+
+    def measure_lag(self) -> tuple[int, int]:
+        """Return how many commits, and bytes of the log, are committed and not captured."""
+        index = self.database.read_index() if self.is_live else None
+        if index is None or not self.capture.has_news():
+            return 0, 0
+        cursor, header = self.capture.cursor, index.header
+        commits = (header.change - cursor.change) & 0xFFFFFFFF
+        behind = cursor.frame if cursor.salts == header.salts else 0
+        return commits, max(header.frame_max - behind, 0) * frame_bytes(self.database.page_size)
 
     async def capture_now(self) -> bool:
         """Capture and finalise what is committed now; False if the session ended before."""

@@ -105,6 +105,8 @@ class Shard:
         self._is_reborn = False
         self._scans_after_detach = 0
         self._scanned_s = float("-inf")
+        self._is_wanted = False
+        self.db_pages = 0
 
     # What others ask of a shard
 
@@ -158,6 +160,12 @@ class Shard:
         self._session_scope.cancel()
         self._doorbell.ring()
 
+    def want_attached(self) -> None:
+        """Come back to a file that was let go; it is let go again as ever."""
+        if self.state is ShardState.DETACHED:
+            self._is_wanted = True
+            self._doorbell.ring()
+
     def has_settled(self) -> bool:
         """Return whether it is known what becomes of the file as it is now."""
         return self.state is not ShardState.STARTING or self._is_stopping
@@ -177,7 +185,7 @@ class Shard:
         foreign = session.database.why_foreign()
         if foreign is not None:
             session.follower.give_up(foreign)
-        elif session.database.others_connected():
+        elif session.database.others_connected() or self.archiver.is_taking_snapshot:
             self._alone_since_s = None
         elif self._alone_since_s is None:
             self._alone_since_s = now_s
@@ -285,6 +293,8 @@ class Shard:
             )
             if self._is_stopping:
                 self.session.follower.stop()
+            self._is_wanted = False
+            self._detached = None
             self._set_capturing()
             self._detached = await self._run_session(self.session, flag)
             self._settle_detached(database)
@@ -299,6 +309,7 @@ class Shard:
             if session is None:
                 await self._in_thread(capture.close)
                 return
+            self.db_pages = session.framer.tree.db_pages
             _add(self._totals, session)
             self.lapped += capture.counters.laps
             async with session.file_lock:
@@ -332,9 +343,12 @@ class Shard:
         self._log.info("detached", path=str(self.path))
 
     async def _wait_for_application(self, detached: DetachedState) -> None:
-        """Return when somebody opened, changed or replaced the file that we let go."""
+        """Return when somebody opened, changed or replaced the file that we let go.
+
+        Also when we need it ourselves, for a snapshot.
+        """
         while not self._is_stopping and self.wants_child_of is None:
-            if self._was_touched(detached):
+            if self._was_touched(detached) or self._is_wanted:
                 return
             await self._doorbell.wait(_RETRY_S_MAX)
 
@@ -344,7 +358,7 @@ class Shard:
         Short-lived writers may come in swarms, and each that we miss costs a scan of the file.
         """
         with trio.move_on_at(self._scanned_s + _SCAN_PAUSE_S):
-            while not (self._is_stopping or self._wal_path.exists()):
+            while self._scans_after_detach and not (self._is_stopping or self._wal_path.exists()):
                 await self._doorbell.wait(None)
 
     def _was_touched(self, detached: DetachedState) -> bool:
@@ -372,6 +386,12 @@ class Shard:
             await self._give_birth(database, capture, parent)
             loaded = await self._node.journalist.perform(self._load)
             assert loaded is not None, "a lineage was born and is not in the journal"
+            record, framer = loaded
+            assert record.cursor is not None, "a birth stores where capture goes on"
+            # Pinned since before the scan, so nothing behind it can have been missed.
+            capture.restart_at(Cursor.decode(record.cursor))
+            self._adopt(record)
+            return framer, None
         record, framer = loaded
         self._adopt(record)
         flag = await self._in_thread(self._find_place, database, capture, record)
@@ -440,6 +460,7 @@ class Shard:
         self.progress.begin(
             Mark(
                 seq=record.tip.seq,
+                size=0,
                 local_last=record.local_last,
                 timestamp_ns=record.tip.timestamp_ns,
             ),
@@ -480,6 +501,7 @@ class Shard:
             self.progress.marks.add(
                 Mark(
                     seq=frame.head.seq,
+                    size=frame.size,
                     local_last=frame.local_last,
                     timestamp_ns=frame.head.timestamp_ns,
                 )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
+from zlib import crc32
 
 import structlog
 import trio
@@ -50,8 +51,16 @@ class Upkeep:
     """Takes the snapshots that are due and deletes what no kept moment needs."""
 
     def __init__(
-        self, *, node: Node, shard: Host, snapshots: Snapshots, pruner: Pruner, history: History
+        self,
+        *,
+        node: Node,
+        shard: Host,
+        snapshots: Snapshots,
+        pruner: Pruner,
+        history: History,
+        is_archive_there: Callable[[], bool],
     ) -> None:
+        """``is_archive_there`` says whether the archive took the last object."""
         self.history = history
         self.reader: SnapshotReader | None = None
         self.error: str | None = None
@@ -59,11 +68,12 @@ class Upkeep:
         self._shard = shard
         self._snapshots = snapshots
         self._pruner = pruner
+        self._is_archive_there = is_archive_there
         self._log = log.bind(shard=shard.shard)
         self._failures = 0
         self._failed_ns = 0
         # Shards that were born together take their snapshots one after the other.
-        self._phase = (hash(shard.shard) % 1_000) / 1_000
+        self._phase = (crc32(shard.shard.encode()) % 1_000) / 1_000
         self._prune_at_s = trio.current_time() + self._prune_pause_s
 
     @property
@@ -80,7 +90,7 @@ class Upkeep:
         """Return when the next snapshot is due, and why."""
         session, history = self._shard.session, self.history
         need = SnapshotNeed(
-            db_pages=session.framer.tree.db_pages if session else 0,
+            db_pages=session.framer.tree.db_pages if session else self._shard.db_pages,
             has_base=history.base_seq > 0,
             base_ns=history.base_ns,
             base_stored_bytes=history.stored_bytes,
@@ -95,28 +105,40 @@ class Upkeep:
     async def run(self) -> None:
         """Keep the archive in order for ever; only a conflict (a lost lease) ends it."""
         while True:
-            if self.plan().is_due(time.time_ns()):
-                await self._tried("snapshot_failed", self._take_snapshot)
+            # While the archive is away an attempt could only fail, and make the next one wait.
+            if not self._is_archive_there():
+                await trio.sleep(_LOOK_S)
+            elif self.plan().is_due(time.time_ns()):
+                await self._snapshot_or_wait()
             elif trio.current_time() >= self._prune_at_s:
                 self._prune_at_s = trio.current_time() + self._prune_pause_s
                 await self._tried("retention_failed", self._prune)
             else:
                 await trio.sleep(_LOOK_S)
 
-    async def _tried(self, event: str, act: Callable[[], Awaitable[None]]) -> None:
+    async def _snapshot_or_wait(self) -> None:
+        if self._shard.session is None:
+            self._shard.want_attached()
+            await trio.sleep(_LOOK_S)
+        elif await self._tried("snapshot_failed", self._take_snapshot):
+            self._failures = 0
+        else:
+            self._failures += 1
+            self._failed_ns = time.time_ns()
+
+    async def _tried(self, event: str, act: Callable[[], Awaitable[None]]) -> bool:
+        """Return whether ``act`` succeeded; tell why not."""
         try:
             await act()
         except ConflictError:
             raise
         except BasenetError as error:
-            self._failures += 1
-            self._failed_ns = time.time_ns()
             if str(error) != self.error:
                 self._log.warning(event, error=str(error))
             self.error = str(error)
-        else:
-            self._failures = 0
-            self.error = None
+            return False
+        self.error = None
+        return True
 
     async def _take_snapshot(self) -> None:
         self.reader = SnapshotReader(self._node, self._shard)

@@ -725,7 +725,7 @@ def made_histories(draw: st.DrawFn) -> tuple[History, Archive]:
     return history, archive
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(made_histories(), st.data())
 def test_any_history_comes_back(made: tuple[History, Archive], data: st.DataObject) -> None:
     """Every commit of it, from any page sets; and verify finds nothing wrong."""

@@ -20,7 +20,7 @@ from tests.fakes.chain import FIRST_NS, STEP_NS, signer
 from tests.fakes.memory_store import Fault, MemoryStore
 
 DAY_NS = 24 * 3600 * 10**9
-EXAMPLES = 60
+EXAMPLES = 40
 
 
 def grown(commits: int = 8, **options: Any) -> History:

@@ -9,6 +9,7 @@ log.
 
 import contextlib
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,6 +17,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +175,19 @@ class Daemon:
         return self.wait_status(
             lambda status: (status.last_snapshot_seq or 0) > above, "a snapshot", shard
         )
+
+    def get(self, path: str) -> str:
+        """Return what ``path`` answers on the TCP port that the daemon chose and announced."""
+        (address,) = re.findall(r"^BASE_LISTEN_ADDR=(.+)$", self.read_log(), re.MULTILINE)
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=PATIENCE_S) as answer:  # noqa: S310  (our own daemon)
+            body: bytes = answer.read()
+        return body.decode()
+
+    def metric(self, name: str) -> float:
+        """Return the sum of a metric over its labels."""
+        found = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", self.get("/metrics"), re.MULTILINE)
+        assert found, f"no metric {name}"
+        return sum(map(float, found))
 
     def wait_ended(self, patience_s: float = PATIENCE_S) -> int:
         """Return the exit code once the process has ended by itself."""

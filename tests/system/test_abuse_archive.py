@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from basenet.archive.names import ShardNames
+from basenet.control.surface import ShardState
 from basenet.errors import BasenetError
 from basenet.units import MIB, ShardId
-from tests.system.harness import Daemon, Scene
+from tests.system.harness import Daemon, Scene, until
 
 LOST = "INSERT INTO t VALUES (2, randomblob(100000))"
 RETRY_S = 20.0
@@ -33,6 +34,20 @@ def test_an_archive_out_of_reach_costs_nothing_but_time(scene: Scene) -> None:
     daemon.wait_archived(patience_s=RETRY_S)
     assert daemon.status().archive == "ok"
     scene.check_restore()
+
+
+def test_a_database_that_was_let_go_still_gets_its_first_snapshot(scene: Scene) -> None:
+    """The archive came only after the application had gone: we come back to the file for it."""
+    scene.archive.write_text("a file stands where the archive should be")
+    with scene.start_wal_application() as application:
+        application.sql("INSERT INTO t VALUES (1, 2)")
+    daemon = scene.serve()
+    wait_trouble(daemon)
+    daemon.wait_state(ShardState.DETACHED)
+    scene.archive.unlink()
+    daemon.wait_archived(patience_s=RETRY_S)
+    scene.check_restore()
+    daemon.wait_state(ShardState.DETACHED)
 
 
 def test_an_archive_that_goes_away_and_comes_back_is_caught_up_with(scene: Scene) -> None:
@@ -82,10 +97,10 @@ def test_a_journal_at_its_cap_drops_restore_points_and_nothing_else(scene: Scene
     for _ in range(4):
         application.sql(*[LOST] * 10)  # 1 MB, which zstd cannot shrink
         lost = daemon.wait_final().seq
-    daemon.wait_status(lambda status: status.archive_broken_seq, "the gap is told")
+    gap = daemon.wait_status(lambda status: status.archive_broken_seq, "the gap is told")
     application.sql(LOST)
     daemon.wait_final()
-    assert daemon.status().journal_bytes < 2 * MIB
+    until(lambda: daemon.metric("base_journal_bytes") < 2 * MIB, "the journal is small")
     assert "journal_full" in daemon.read_log()
     scene.archive.unlink()
     away.rename(scene.archive)
@@ -95,7 +110,7 @@ def test_a_journal_at_its_cap_drops_restore_points_and_nothing_else(scene: Scene
     assert restored.query("SELECT count(*) FROM t") == [(42,)]
     assert scene.restore(to_seq=before).query("SELECT count(*) FROM t") == [(1,)]
     with pytest.raises(BasenetError):
-        scene.restore(to_seq=before + 2)
+        scene.restore(to_seq=gap.archive_broken_seq)
     status = daemon.status()
     assert (status.archive_broken_seq, status.recovered) == (None, 0)
 

@@ -177,7 +177,12 @@ class Basenet(Sidecar):
         )
 
     def _environment(self) -> dict[str, str]:
-        plain = {name: value for name, value in os.environ.items() if not name.startswith("BASE_")}
+        plain = {
+            name: value
+            for name, value in os.environ.items()
+            # An installed program has compiled modules; it must not compile itself each time.
+            if not name.startswith("BASE_") and name != "PYTHONDONTWRITEBYTECODE"
+        }
         settings = {
             "BASE_LISTEN_HTTP": "127.0.0.1:0",
             "BASE_DATA_DIR": str(self.scene.root / "data"),
