@@ -56,6 +56,8 @@ log = structlog.get_logger()
 
 # Frames that stay in the journal after they are archived, to mend a file that fell behind (P7).
 KEPT_BYTES: Final = 16 * MIB
+# At most this part of the journal's cap for each shard, since there may be hundreds of them.
+KEPT_SHARE: Final = 1_024
 _RETRY_S: Final = 5.0
 _CLOSE_S: Final = 20.0
 _BIRTH_S: Final = 10.0
@@ -155,6 +157,11 @@ class Archiver:
     def is_restorable(self) -> bool:
         """Whether a restore of the newest archived frame has a base, and no gap behind it."""
         return self.history.base_seq > 0 and not self.history.is_broken
+
+    @property
+    def open_gap_seq(self) -> Seq | None:
+        """The last frame that the journal dropped unarchived, until a snapshot mends that."""
+        return self.broken_seq if self.history.is_broken else None
 
     @property
     def is_taking_snapshot(self) -> bool:
@@ -383,9 +390,10 @@ class Archiver:
     async def _on_archived(self, seq: Seq, at_ns: int) -> None:
         shard = self._shard.shard
         keep_from = self.upkeep.keep_from if self.upkeep is not None else None
+        keep_bytes = min(KEPT_BYTES, self._node.config.journal_bytes_max // KEPT_SHARE)
         await self._node.journalist.perform(
             lambda journal: journal.set_archived(
-                shard, seq, keep_bytes=KEPT_BYTES, keep_from=keep_from
+                shard, seq, keep_bytes=keep_bytes, keep_from=keep_from
             )
         )
         self._shard.progress.set_archived(seq, at_ns)

@@ -30,6 +30,7 @@ from basenet.units import (
     SALT_BYTES,
     JournalId,
     Lineage,
+    LocalNumber,
     Seq,
     ShardId,
     StateRoot,
@@ -92,8 +93,8 @@ def load(journal: Journal, shard: ShardId, signer: Signer) -> tuple[ShardRecord,
     if tree.root() != record.tip.state_root:
         raise CorruptionError(
             f"the journal's page hashes of shard {shard} do not give the state root of frame "
-            f"{record.tip.seq}: move the data directory aside; basenet then continues as a child "
-            "lineage of the archive."
+            f"{record.tip.seq}: move journal.db and what begins with its name out of the data "
+            "directory; basenet then continues as a child lineage of the archive."
         )
     state = ShardState(
         shard=shard,
@@ -144,12 +145,14 @@ class Birth:
     """A lineage about to be born over a scanned file; call it with the journal to store it.
 
     ``beyond``: what the file holds beyond ``parent``, as `Captured` with the flag RECOVERED.
+    ``local_last``: the last commit that this node captured of the shard, in whatever lineage.
     """
 
     shard: ShardId
     path: str
     author: Author
     scan: Scan
+    local_last: LocalNumber
     parent: Parent | None = None
     beyond: tuple[Captured, ...] = ()
 
@@ -157,7 +160,8 @@ class Birth:
         """Store genesis, leaf hashes and what lies beyond the parent, durable on return."""
         parent, scan = self.parent, self.scan
         tree = StateTree(scan.page_size, scan.leaves)
-        replica = Replica(ShardState(shard=self.shard), self.author.signer)
+        state = ShardState(shard=self.shard, local_last=self.local_last)
+        replica = Replica(state, self.author.signer)
         config = self._config()
         persist, *_ = replica.step(
             LineageBorn(

@@ -133,7 +133,7 @@ class Facts:
             else None,
             archive=self._archive_sentence(shard),
             archive_epoch=(archive.archive_epoch or 0) if archive else 0,
-            archive_broken_seq=shard.archiver.broken_seq,
+            archive_broken_seq=shard.archiver.open_gap_seq,
             recovered=shard.recovered,
             lapped=shard.lapped + (session.capture.counters.laps if session else 0),
             regressed=shard.regressed,

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import structlog
 import trio
 
-from basenet.errors import UnavailableError
+from basenet.errors import BasenetError, UnavailableError
 from basenet.journal.journal import Journal, JournalBroken
 from basenet.journal.records import Batch
 
@@ -30,6 +30,8 @@ class _Request:
     batch: Batch | None
     act: Callable[[Journal], None] | None
     sync: Callable[[], None] | None
+    error: BasenetError | None = None
+    is_withdrawn: bool = False
     done: trio.Event = field(default_factory=trio.Event)
 
 
@@ -40,7 +42,10 @@ class Journalist:
         self.journal = journal
         self.error: str | None = None
         self._requests: list[_Request] = []
+        self._taken: list[_Request] = []
         self._wake = trio.Event()
+        self._withdrawn = trio.Event()
+        self._has_ended = False
         self._limiter = trio.CapacityLimiter(1)
         self._read_limiter = trio.CapacityLimiter(1)
 
@@ -49,7 +54,10 @@ class Journalist:
         await self._hand_over(_Request(batch=batch, act=None, sync=sync))
 
     async def perform(self, act: Callable[[Journal], Result]) -> Result:
-        """Return the result of ``act``, run on the journal between two transactions."""
+        """Return the result of ``act``, run on the journal between two transactions.
+
+        Raises what ``act`` raises; but `UnavailableError` means to try it again.
+        """
         results: list[Result] = []
         await self._hand_over(
             _Request(batch=None, act=lambda journal: results.append(act(journal)), sync=None)
@@ -61,34 +69,63 @@ class Journalist:
         return await trio.to_thread.run_sync(question, self.journal, limiter=self._read_limiter)
 
     async def _hand_over(self, request: _Request) -> None:
+        if self._has_ended:
+            raise UnavailableError("the journal is being closed.")
         self._requests.append(request)
         self._wake.set()
-        await request.done.wait()
+        try:
+            await request.done.wait()
+        except trio.Cancelled:
+            # Whoever asked may close the file that is to be synced: not while that is being done.
+            request.is_withdrawn = True
+            self._withdrawn.set()
+            with trio.CancelScope(shield=True):
+                await request.done.wait()
+            raise
+        if request.error is not None:
+            raise request.error
 
     async def run(self) -> None:
         """Write for ever; raise `JournalBroken` when the journal cannot be trusted any more."""
-        while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
-            requests, self._requests = self._requests, []
-            await self._write_until_done(requests)
-            for request in requests:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                self._taken, self._requests = self._requests, []
+                await self._write_until_done()
+                for request in self._taken:
+                    request.done.set()
+                self._taken = []
+        finally:
+            self._has_ended = True
+            for request in self._taken + self._requests:
+                request.error = UnavailableError("the journal is being closed.")
                 request.done.set()
 
-    async def _write_until_done(self, requests: list[_Request]) -> None:
+    async def _write_until_done(self) -> None:
+        """Write all but what was withdrawn before its turn; on a full disk again and again."""
         while True:
+            self._drop_withdrawn()
             try:
                 # Shielded: a transaction that was begun is told to those who wait for it.
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(self._write, requests, limiter=self._limiter)
+                    await trio.to_thread.run_sync(self._write, self._taken, limiter=self._limiter)
             except UnavailableError as error:
                 if self.error is None:
                     log.warning("journal_full", error=str(error))
                 self.error = str(error)
-                await trio.sleep(_RETRY_S)
+                with trio.move_on_after(_RETRY_S):
+                    await self._withdrawn.wait()
             else:
                 self.error = None
                 return
+
+    def _drop_withdrawn(self) -> None:
+        self._withdrawn = trio.Event()
+        for request in self._taken:
+            if request.is_withdrawn:
+                request.done.set()
+        self._taken = [request for request in self._taken if not request.is_withdrawn]
 
     def _write(self, requests: list[_Request]) -> None:
         for request in requests:
@@ -98,11 +135,24 @@ class Journalist:
         batches = [request.batch for request in requests if request.batch is not None]
         if batches:
             self.journal.store(batches)
+        # Before anything else can fail: what is tried again must not store them twice.
         for request in requests:
             request.batch = None
+        for request in requests:
             if request.act is not None:
-                request.act(self.journal)
+                request.error = _act(request.act, self.journal)
                 request.act = None
+
+
+def _act(act: Callable[[Journal], None], journal: Journal) -> BasenetError | None:
+    """Return what ``act`` raised that only concerns who asked for it."""
+    try:
+        act(journal)
+    except (JournalBroken, UnavailableError):
+        raise
+    except BasenetError as error:
+        return error
+    return None
 
 
 def _sync(sync: Callable[[], None]) -> None:

@@ -45,19 +45,18 @@ class Keeper:
 
     async def _drop(self, bytes_wanted: int) -> None:
         """Drop the oldest frames of the shard that holds most."""
-        shards = list(self._supervisor.shards.values())
-        largest = max(shards, key=_waiting_bytes, default=None)
-        if largest is None:
+        shards = [shard for shard in self._supervisor.shards.values() if shard.record is not None]
+        held = await self._node.journalist.read(
+            lambda journal: [journal.count_bytes(shard.shard) for shard in shards]
+        )
+        if not held:
             return
-        sizes = await self._node.journalist.read(
-            lambda journal: journal.frame_sizes(largest.shard, 0)
+        largest = shards[held.index(max(held))]
+        behind = await self._node.journalist.read(
+            lambda journal: journal.first_behind_oldest(largest.shard, bytes_wanted)
         )
         # The newest frame stays: a restart goes on from it.
-        dropped_to, freed = Seq(0), 0
-        for seq, size in sizes[:-1]:
-            if freed >= bytes_wanted:
-                break
-            dropped_to, freed = seq, freed + size
+        dropped_to = Seq(min(behind, largest.progress.final_seq) - 1)
         if dropped_to:
             await self._drop_to(largest, dropped_to)
 
@@ -83,8 +82,3 @@ class Keeper:
             hint="these commits lost their own restore points; raise BASE_JOURNAL_MAX_BYTES or "
             "mend the archive, which gets a snapshot when it answers",
         )
-
-
-def _waiting_bytes(shard: Shard) -> int:
-    facts = shard.archiver.facts()
-    return facts.lag_bytes if facts is not None else 0

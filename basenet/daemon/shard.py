@@ -58,7 +58,7 @@ from basenet.sqlite.checkpoint import DatabaseReplaced
 from basenet.sqlite.filesystem import require_usable
 from basenet.sqlite.pages import PageView
 from basenet.sqlite.resume import Outcome, find_place
-from basenet.units import ShardId
+from basenet.units import LocalNumber, ShardId
 from basenet.wire.frame import Flag, Kind
 
 log = structlog.get_logger()
@@ -383,6 +383,7 @@ class Shard:
         if loaded is None and parent is None:
             parent = await self.archiver.find_parent()
         if loaded is None or parent is not None or is_reborn:
+            self.record = loaded[0] if loaded is not None else None
             await self._give_birth(database, capture, parent)
             loaded = await self._node.journalist.perform(self._load)
             assert loaded is not None, "a lineage was born and is not in the journal"
@@ -492,6 +493,7 @@ class Shard:
             path=str(self.path),
             author=self._node.author,
             scan=scan,
+            local_last=self.record.local_last if self.record else LocalNumber(0),
             parent=parent,
             beyond=beyond,
         )

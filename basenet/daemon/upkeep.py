@@ -172,7 +172,6 @@ class Upkeep:
         await self._node.journalist.perform(
             lambda journal: journal.set_snapshot(shard, published.seq, now_ns)
         )
-        await self._node.journalist.perform(lambda journal: journal.set_broken(shard, None))
         self._shard.progress.wake()
 
     async def _prune(self) -> None:

@@ -12,7 +12,7 @@ from basenet.journal.journal import Journal
 from basenet.journal.records import ShardRecord
 from basenet.sqlite.captured import Captured, CaptureFlag, Cursor
 from basenet.sqlite.recover import Scan
-from basenet.units import JournalId, ShardId, StateRoot
+from basenet.units import JournalId, LocalNumber, ShardId, StateRoot
 from basenet.wire.frame import Frame, decode_frame
 from basenet.wire.merkle import StateTree, leaf_hash
 from tests.fakes.chain import signer
@@ -126,6 +126,7 @@ def give_birth(
         path="/data/app.db",
         author=author_of(journal.journal_id),
         scan=model.scan(),
+        local_last=LocalNumber(0),
         parent=parent,
         beyond=beyond,
     )

@@ -1,5 +1,6 @@
 """Captured commits become frames of one chain, and a batch that makes them durable."""
 
+from collections.abc import Callable
 from itertools import count, pairwise
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from basenet.units import GROUP_PAGES, HASH_BYTES, ZERO_HASH
 from basenet.wire.frame import Flag, check_link
 from basenet.wire.payload import decode_commit
 from tests.daemon.model import Model, born, frames_of, loaded
+
+
+def salts_from(start: int) -> Callable[[int], bytes]:
+    numbers = count(start)
+    return lambda size: next(numbers).to_bytes(size, "big")
 
 
 def test_each_commit_becomes_a_signed_frame_of_its_state(tmp_path: Path) -> None:
@@ -180,12 +186,11 @@ def test_equal_commits_become_equal_frames_but_for_their_salts(tmp_path: Path) -
     item = model.commit(1)
     records = []
     for start in (0, 0, 1):
-        numbers = count(start)
         _, framer = loaded(journal)
         salted = Framer(
             framer.replica,
             framer.tree,
-            make_salt=lambda size, numbers=numbers: next(numbers).to_bytes(size, "big"),
+            make_salt=salts_from(start),
         )
         records.append(salted.frame([item]).frames[0].record)
     assert records[0] == records[1] != records[2]

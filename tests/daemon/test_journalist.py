@@ -1,0 +1,256 @@
+"""The one writer of the journal: what it promises to those who wait for it."""
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import apsw
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from basenet.daemon.journalist import Journalist
+from basenet.journal.journal import Journal, JournalBroken
+from basenet.units import ShardId
+from tests.daemon.model import SHARD, Model, born, give_birth, loaded
+from tests.journal.faulty_disk import LOG, FaultyDisk, faulty_disk
+
+WAIT_S = 10
+
+
+@pytest.fixture
+def disk() -> Iterator[FaultyDisk]:
+    with faulty_disk() as disk:
+        yield disk
+
+
+@asynccontextmanager
+async def writing(journal: Journal) -> AsyncIterator[Journalist]:
+    """Run a journalist for the body, then close the journal."""
+    journalist = Journalist(journal)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journalist.run)
+            yield journalist
+            nursery.cancel_scope.cancel()
+    finally:
+        journal.close()
+
+
+def log_syncs(disk: FaultyDisk) -> int:
+    return sum(act == "sync" and name.endswith(LOG) for act, name in disk.trace)
+
+
+class Gate:
+    """Holds the writing thread until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.set()
+        assert self.opened.wait(WAIT_S)
+
+    async def when_reached(self) -> None:
+        assert await trio.to_thread.run_sync(self.reached.wait, WAIT_S)
+
+
+async def test_batches_that_come_during_a_sync_share_the_next(
+    tmp_path: Path, disk: FaultyDisk
+) -> None:
+    """Twelve shards' batches and a gate: two transactions, so two syncs of the journal's log."""
+    shards = [ShardId(f"s{number}") for number in range(12)]
+    journal, gate = Journal(tmp_path), Gate()
+    models = {shard: Model(seed=number) for number, shard in enumerate(shards)}
+    for shard, model in models.items():
+        give_birth(journal, model, shard=shard)
+    batches = [loaded(journal, shard)[1].frame([models[shard].commit()]) for shard in shards]
+    disk.trace.clear()
+    async with writing(journal) as journalist:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journalist.persist, batches[0], gate)
+            await gate.when_reached()
+            for batch in batches[1:]:
+                nursery.start_soon(journalist.persist, batch, None)
+            await wait_all_tasks_blocked()
+            assert log_syncs(disk) == 0
+            gate.opened.set()
+        assert log_syncs(disk) == 2
+    journal = Journal(tmp_path)
+    assert {loaded(journal, shard)[0].tip.seq for shard in shards} == {2}
+    journal.close()
+
+
+async def test_batches_of_one_shard_share_a_transaction_in_order(tmp_path: Path) -> None:
+    """A pump that is ahead may hand over the next batch before the last one is durable."""
+    model, gate = Model(), Gate()
+    journal = born(tmp_path, model)
+    _, framer = loaded(journal)
+    batches = [framer.frame([model.commit()]) for _ in range(5)]
+    async with writing(journal) as journalist:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journalist.perform, lambda _: gate())
+            await gate.when_reached()
+            for batch in batches:
+                nursery.start_soon(journalist.persist, batch, None)
+                await wait_all_tasks_blocked()
+            gate.opened.set()
+        assert loaded(journal)[0].tip.seq == 6
+
+
+async def test_the_applications_log_is_synced_before_the_journal(
+    tmp_path: Path, disk: FaultyDisk
+) -> None:
+    """A frame never counts while the commit behind it could still be lost (P7)."""
+    model = Model()
+    journal = born(tmp_path, model)
+    _, framer = loaded(journal)
+    disk.trace.clear()
+    seen: list[tuple[int, int]] = []
+
+    def sync() -> None:
+        seen.append((len(disk.trace), len(journal.frame_sizes(SHARD, 1))))
+
+    async with writing(journal) as journalist:
+        await journalist.persist(framer.frame([model.commit()]), sync)
+        assert [size for size in seen if size[1]] == []
+        assert len(seen) == 1
+        assert [act for act, _ in disk.trace[: seen[0][0]] if act != "read"] == []
+        assert len(journal.frame_sizes(SHARD, 1)) == 1
+
+
+async def test_a_full_disk_is_waited_for_and_then_the_batch_is_stored(
+    tmp_path: Path, disk: FaultyDisk, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Whoever waits notices nothing but the time; meanwhile `error` says why, and later not."""
+    assert autojump_clock.autojump_threshold == 0
+    model, syncs = Model(), []
+    journal = born(tmp_path, model)
+    _, framer = loaded(journal)
+    errors: list[str | None] = []
+
+    class Full(apsw.FullError):
+        def __init__(self, message: str) -> None:
+            super().__init__(message)
+            errors.append(journalist.error)
+            if len(errors) == 3:
+                disk.heal()
+
+    async with writing(journal) as journalist:
+        disk.fail("write", LOG, Full)
+        started = trio.current_time()
+        await journalist.persist(framer.frame([model.commit()]), lambda: syncs.append(1))
+        assert len(errors) == 3
+        assert errors[0] is None
+        assert all("full" in str(error) for error in errors[1:])
+        assert journalist.error is None
+        assert trio.current_time() - started >= 3
+        assert len(syncs) == 1
+        assert loaded(journal)[0].tip.seq == 2
+
+
+async def test_a_log_that_cannot_be_synced_ends_the_journalist(tmp_path: Path) -> None:
+    """After a failed fsync nothing is known (P32): nobody is told that a batch is durable."""
+    model, told = Model(), []
+    journal = born(tmp_path, model)
+    _, framer = loaded(journal)
+
+    def sync() -> None:
+        raise OSError(5, "Input/output error")
+
+    async def hand_over(journalist: Journalist) -> None:
+        await journalist.persist(framer.frame([model.commit()]), sync)
+        told.append("durable")
+
+    with pytest.RaisesGroup(pytest.RaisesExc(JournalBroken, match="could not be synced")):
+        async with writing(journal) as journalist, trio.open_nursery() as nursery:
+            nursery.start_soon(hand_over, journalist)
+    assert told == []
+    journal = Journal(tmp_path)
+    assert loaded(journal)[0].tip.seq == 1
+    journal.close()
+
+
+async def test_a_journal_that_fails_ends_the_journalist(tmp_path: Path, disk: FaultyDisk) -> None:
+    """An I/O error is no full disk: it is not tried again."""
+    model, told = Model(), []
+    journal = born(tmp_path, model)
+    _, framer = loaded(journal)
+    batch = framer.frame([model.commit()])
+
+    async def hand_over(journalist: Journalist) -> None:
+        await journalist.persist(batch, None)
+        told.append("durable")
+
+    disk.fail("sync", LOG, apsw.IOError)
+    with pytest.RaisesGroup(JournalBroken, flatten_subgroups=True):
+        async with writing(journal) as journalist, trio.open_nursery() as nursery:
+            nursery.start_soon(hand_over, journalist)
+    assert told == []
+
+
+async def test_an_act_runs_behind_the_batches_of_its_turn(tmp_path: Path) -> None:
+    """Its result comes back, and it sees what was handed over before it."""
+    model, gate = Model(), Gate()
+    journal = born(tmp_path, model)
+    _, framer = loaded(journal)
+    results: list[int] = []
+
+    async def ask(journalist: Journalist) -> None:
+        results.append(await journalist.perform(lambda journal: len(journal.frame_sizes(SHARD, 0))))
+
+    async with writing(journal) as journalist, trio.open_nursery() as nursery:
+        nursery.start_soon(journalist.perform, lambda _: gate())
+        await gate.when_reached()
+        nursery.start_soon(journalist.persist, framer.frame([model.commit()]), None)
+        nursery.start_soon(ask, journalist)
+        await wait_all_tasks_blocked()
+        gate.opened.set()
+    assert results == [2]
+
+
+async def test_an_act_on_a_full_disk_is_repeated_alone(
+    tmp_path: Path, disk: FaultyDisk, autojump_clock: trio.testing.MockClock
+) -> None:
+    """What was done before it in the same turn is not done twice."""
+    assert autojump_clock.autojump_threshold == 0
+    journal, gate = born(tmp_path, Model()), Gate()
+    calls: list[str] = []
+
+    class Full(apsw.FullError):
+        def __init__(self, message: str) -> None:
+            super().__init__(message)
+            disk.heal()
+
+    def act(name: str) -> Callable[[Journal], None]:
+        def perform(journal: Journal) -> None:
+            calls.append(name)
+            if name == "second":
+                journal.set_broken(SHARD, 1)
+
+        return perform
+
+    async with writing(journal) as journalist:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journalist.perform, lambda _: gate())
+            await gate.when_reached()
+            for name in ("first", "second"):
+                nursery.start_soon(journalist.perform, act(name))
+                await wait_all_tasks_blocked()
+            disk.fail("write", LOG, Full)
+            gate.opened.set()
+        assert calls == ["first", "second", "second"]
+        assert loaded(journal)[0].broken_seq == 1
+
+
+async def test_a_question_is_answered_while_the_writer_is_busy(tmp_path: Path) -> None:
+    """Reading has a thread of its own: a slow disk does not hold `status` up."""
+    journal, gate = born(tmp_path, Model()), Gate()
+    async with writing(journal) as journalist, trio.open_nursery() as nursery:
+        nursery.start_soon(journalist.perform, lambda _: gate())
+        await gate.when_reached()
+        with trio.fail_after(WAIT_S):
+            assert await journalist.read(lambda journal: journal.first_seq(SHARD)) == 1
+        gate.opened.set()
