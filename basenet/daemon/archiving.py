@@ -58,7 +58,8 @@ log = structlog.get_logger()
 KEPT_BYTES: Final = 16 * MIB
 # At most this part of the journal's cap for each shard, since there may be hundreds of them.
 KEPT_SHARE: Final = 1_024
-_RETRY_S: Final = 5.0
+_RETRY_S: Final = 1.0
+_RETRY_S_MAX: Final = 10.0
 _CLOSE_S: Final = 20.0
 _BIRTH_S: Final = 10.0
 # Without an archive a final frame has done its work; dropping them one by one would cost a
@@ -192,6 +193,7 @@ class Archiver:
         """Archive for ever."""
         if self._node.store is None:
             await self._discard_forever()
+        retry_s = _RETRY_S
         while True:
             await self._lineage_came.wait()
             self._lineage_came = trio.Event()
@@ -200,6 +202,7 @@ class Archiver:
                     await self._archive_lineage()
             except* BasenetError as group:
                 error = only_error(group)
+                retry_s = min(2 * retry_s, _RETRY_S_MAX) if self.error else _RETRY_S
                 if str(error) != self.error:
                     self._log.warning("archive_stopped", error=str(error))
                 self.error = str(error)
@@ -208,7 +211,7 @@ class Archiver:
                     # Somebody else writes this history. To go on as a child of his would let two
                     # databases take turns in one line; only a restart asks again.
                     await trio.sleep_forever()
-                with trio.move_on_after(_RETRY_S):
+                with trio.move_on_after(retry_s):
                     await self._lineage_came.wait()
             finally:
                 self.uploader = None

@@ -5,6 +5,7 @@ files and directories do not. A file that is being served is never opened here: 
 drop the locks of the connections that we have on it (POSIX).
 """
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,21 @@ def find_databases(specs: Sequence[ShardSpec], served: Collection[Path]) -> List
             )
             continue
         databases[shard] = path
+    _refuse_second_names(databases, refused)
     return Listing(databases=databases, refused=tuple(refused))
+
+
+def _refuse_second_names(databases: dict[ShardId, Path], refused: list[str]) -> None:
+    """Keep one shard of each file: through a link it may have two names."""
+    owners: dict[str, ShardId] = {}
+    for shard, path in list(databases.items()):
+        owner = owners.setdefault(os.path.realpath(path), shard)
+        if owner != shard:
+            del databases[shard]
+            refused.append(
+                f"{path} is the same file as {databases[owner]}, the shard {owner}: "
+                "name it once in BASE_SHARDS."
+            )
 
 
 def watched_directories(specs: Sequence[ShardSpec]) -> set[Path]:

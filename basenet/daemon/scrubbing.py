@@ -60,6 +60,9 @@ async def _step(node: Node, session: Session, scrubber: Scrubber) -> list[int]:
     if batch is None:
         return []
     async with session.file_lock:
+        # Whoever held the lock may have let go of the file.
+        if not session.is_live:
+            return []
         pages = await trio.to_thread.run_sync(
             read_pages,
             session.database,
@@ -67,8 +70,8 @@ async def _step(node: Node, session: Session, scrubber: Scrubber) -> list[int]:
             batch.count,
             limiter=node.background_limiter,
         )
-    await session.follower.look()
-    await session.pump.drained()
+    if not await session.capture_now():
+        return []
     async with session.pump.chain_lock:
         if session.framer.replica.state.is_run_open:
             return []

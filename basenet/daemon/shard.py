@@ -113,6 +113,8 @@ class Shard:
     async def run(self) -> None:
         """Live until `stop`; raises only `JournalBroken` and bugs."""
         self._node.waker.wake.watch(self.shard, self._real_path)
+        # It may be polled, and the waker must know of that.
+        self._node.waker.look_again(self.shard)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.archiver.run)

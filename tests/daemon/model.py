@@ -118,6 +118,7 @@ def give_birth(
     model: Model,
     *,
     shard: ShardId = SHARD,
+    local_last: int = 0,
     parent: Parent | None = None,
     beyond: tuple[Captured, ...] = (),
 ) -> None:
@@ -126,7 +127,7 @@ def give_birth(
         path="/data/app.db",
         author=author_of(journal.journal_id),
         scan=model.scan(),
-        local_last=LocalNumber(0),
+        local_last=LocalNumber(local_last),
         parent=parent,
         beyond=beyond,
     )

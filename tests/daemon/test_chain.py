@@ -142,6 +142,19 @@ def test_each_birth_is_another_lineage(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_commits_are_numbered_on_over_a_birth(tmp_path: Path) -> None:
+    """A number stands for one commit that this node captured, in whatever lineage."""
+    model = Model()
+    journal = Journal(tmp_path)
+    give_birth(journal, model, local_last=70, parent=parent_of(model))
+    _, framer = loaded(journal)
+    batch = framer.frame([model.commit()])
+    assert (batch.frames[0].local_first, batch.frames[0].local_last) == (71, 71)
+    journal.store([batch])
+    assert loaded(journal)[0].local_last == 71
+    journal.close()
+
+
 # Loading
 
 

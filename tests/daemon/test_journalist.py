@@ -1,7 +1,7 @@
 """The one writer of the journal: what it promises to those who wait for it."""
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from basenet.daemon.journalist import Journalist
+from basenet.errors import CorruptionError, UnavailableError
 from basenet.journal.journal import Journal, JournalBroken
 from basenet.units import ShardId
 from tests.daemon.model import SHARD, Model, born, give_birth, loaded
@@ -40,6 +41,12 @@ async def writing(journal: Journal) -> AsyncIterator[Journalist]:
 
 def log_syncs(disk: FaultyDisk) -> int:
     return sum(act == "sync" and name.endswith(LOG) for act, name in disk.trace)
+
+
+async def shielded(ask: Callable[[Journalist], Awaitable[None]], journalist: Journalist) -> None:
+    """Hear the answer even though the journalist's end cancels everything around."""
+    with trio.CancelScope(shield=True):
+        await ask(journalist)
 
 
 class Gate:
@@ -161,13 +168,16 @@ async def test_a_log_that_cannot_be_synced_ends_the_journalist(tmp_path: Path) -
         raise OSError(5, "Input/output error")
 
     async def hand_over(journalist: Journalist) -> None:
-        await journalist.persist(framer.frame([model.commit()]), sync)
-        told.append("durable")
+        with pytest.raises(UnavailableError, match="is being closed"):
+            await journalist.persist(framer.frame([model.commit()]), sync)
+        told.append("refused")
 
-    with pytest.RaisesGroup(pytest.RaisesExc(JournalBroken, match="could not be synced")):
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(JournalBroken, match="could not be synced"), flatten_subgroups=True
+    ):
         async with writing(journal) as journalist, trio.open_nursery() as nursery:
-            nursery.start_soon(hand_over, journalist)
-    assert told == []
+            nursery.start_soon(shielded, hand_over, journalist)
+    assert told == ["refused"]
     journal = Journal(tmp_path)
     assert loaded(journal)[0].tip.seq == 1
     journal.close()
@@ -181,14 +191,15 @@ async def test_a_journal_that_fails_ends_the_journalist(tmp_path: Path, disk: Fa
     batch = framer.frame([model.commit()])
 
     async def hand_over(journalist: Journalist) -> None:
-        await journalist.persist(batch, None)
-        told.append("durable")
+        with pytest.raises(UnavailableError, match="is being closed"):
+            await journalist.persist(batch, None)
+        told.append("refused")
 
     disk.fail("sync", LOG, apsw.IOError)
     with pytest.RaisesGroup(JournalBroken, flatten_subgroups=True):
         async with writing(journal) as journalist, trio.open_nursery() as nursery:
-            nursery.start_soon(hand_over, journalist)
-    assert told == []
+            nursery.start_soon(shielded, hand_over, journalist)
+    assert told == ["refused"]
 
 
 async def test_an_act_runs_behind_the_batches_of_its_turn(tmp_path: Path) -> None:
@@ -254,3 +265,78 @@ async def test_a_question_is_answered_while_the_writer_is_busy(tmp_path: Path) -
         with trio.fail_after(WAIT_S):
             assert await journalist.read(lambda journal: journal.first_seq(SHARD)) == 1
         gate.opened.set()
+
+
+async def test_an_act_that_fails_fails_for_whoever_asked(tmp_path: Path) -> None:
+    """A shard whose rows are damaged stops alone; the batches of its turn are stored."""
+    model, gate = Model(), Gate()
+    journal = born(tmp_path, model)
+    _, framer = loaded(journal)
+    raised: list[str] = []
+
+    def damaged(_: Journal) -> None:
+        raise CorruptionError("these rows are damaged.")
+
+    async def ask(journalist: Journalist) -> None:
+        with pytest.raises(CorruptionError, match="rows are damaged") as caught:
+            await journalist.perform(damaged)
+        raised.append(str(caught.value))
+
+    async with writing(journal) as journalist:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journalist.perform, lambda _: gate())
+            await gate.when_reached()
+            nursery.start_soon(ask, journalist)
+            nursery.start_soon(journalist.persist, framer.frame([model.commit()]), None)
+            await wait_all_tasks_blocked()
+            gate.opened.set()
+        assert raised == ["these rows are damaged."]
+        assert await journalist.perform(lambda journal: len(journal.frame_sizes(SHARD, 0))) == 2
+
+
+async def test_what_was_withdrawn_before_its_turn_is_not_written(tmp_path: Path) -> None:
+    """A session that ends while the disk is full may close its file at once."""
+    model, gate = Model(), Gate()
+    journal = born(tmp_path, model)
+    _, framer = loaded(journal)
+    syncs: list[int] = []
+    async with writing(journal) as journalist:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journalist.perform, lambda _: gate())
+            await gate.when_reached()
+            async with trio.open_nursery() as session:
+                batch = framer.frame([model.commit()])
+                session.start_soon(journalist.persist, batch, lambda: syncs.append(1))
+                await wait_all_tasks_blocked()
+                session.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await wait_all_tasks_blocked()
+                gate.opened.set()
+        assert syncs == []
+        assert loaded(journal)[0].tip.seq == 1
+
+
+async def test_who_is_cancelled_during_the_sync_leaves_after_it(tmp_path: Path) -> None:
+    """The descriptor that is being synced must not be closed under it."""
+    model, gate = Model(), Gate()
+    journal = born(tmp_path, model)
+    _, framer = loaded(journal)
+    async with writing(journal) as journalist:
+        async with trio.open_nursery() as nursery:
+            left = trio.Event()
+
+            async def session() -> None:
+                try:
+                    await journalist.persist(framer.frame([model.commit()]), gate)
+                finally:
+                    left.set()
+
+            nursery.start_soon(session)
+            await gate.when_reached()
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await wait_all_tasks_blocked()
+                assert not left.is_set()
+                gate.opened.set()
+                await left.wait()
+        assert loaded(journal)[0].tip.seq == 2

@@ -94,6 +94,17 @@ def test_a_file_named_twice_keeps_the_id_that_was_given(tmp_path: Path) -> None:
     assert listing.refused == ()
 
 
+@pytest.mark.parametrize("order", ["app={0}/app.db,link={0}/link.db", "{0}/"])
+def test_a_file_with_two_names_is_one_shard(tmp_path: Path, order: str) -> None:
+    """A link is refused beside its target: two captures of one file would fight over it."""
+    path = make(tmp_path / "app.db")
+    (tmp_path / "link.db").symlink_to(path)
+    listing = find_databases(parse_shards(order.format(tmp_path)), served=())
+    assert listing.databases == {"app": path}
+    (sentence,) = listing.refused
+    assert sentence.startswith(f"{tmp_path}/link.db is the same file as {path}")
+
+
 def test_a_directory_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
     """It may be mounted later, so this is no error."""
     specs = parse_shards(f"{tmp_path}/later/,{tmp_path}/never/*.db")

@@ -1,5 +1,6 @@
 """Who is rung when."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -110,6 +111,7 @@ async def test_a_forgotten_shard_is_not_rung(tmp_path: Path) -> None:
         waker.wake.watch("a", tmp_path / "a.db")
         waker.look_again("a")
         waker.forget("a")
+        assert waker._recheck.seconds_to_next(time.monotonic_ns()) is None
         new = waker.doorbell("a")
         assert new is not old
         await old.wait(0)

@@ -10,7 +10,6 @@ log.
 import contextlib
 import os
 import re
-import resource
 import shutil
 import signal
 import sqlite3
@@ -18,14 +17,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
 import trio
 
-from basenet.archive.catalog import read_catalog
 from basenet.archive.names import ShardNames
 from basenet.archive.place import Place
 from basenet.archive.plan import Wish
@@ -34,7 +32,7 @@ from basenet.archive.store import open_store
 from basenet.control.client import DaemonClient, Target
 from basenet.control.listeners import SOCKET_NAME
 from basenet.control.surface import Level, NodeStatus, ShardState, ShardStatus, WaitResult
-from basenet.errors import BasenetError, NotFoundError, UnavailableError
+from basenet.errors import NotFoundError, UnavailableError
 from basenet.keys.trust import TRUSTED_KEYS_NAME, read_trusted_keys
 from basenet.units import PublicKeyBytes, Seq, ShardId, TimestampNs, lock_page
 from tests.sqlite.application import Application
@@ -46,11 +44,13 @@ _SERVICE: Final = "default"
 _Answer = TypeVar("_Answer")
 
 
-class GaveUp(AssertionError):
+class GaveUp(AssertionError):  # noqa: N818  (what the waiter did)
     """What was waited for did not come."""
 
 
-def until(question: Callable[[], _Answer | None], what: str, patience_s: float = PATIENCE_S) -> _Answer:
+def until(
+    question: Callable[[], _Answer | None], what: str, patience_s: float = PATIENCE_S
+) -> _Answer:
     """Return the first answer of ``question`` that is true; raise `GaveUp` after a while."""
     deadline = time.monotonic() + patience_s
     while True:
@@ -72,7 +72,6 @@ class Daemon:
         data_dir: Path,
         log: Path,
         environment: Mapping[str, str] | None = None,
-        file_bytes_max: int | None = None,
     ) -> None:
         self.data_dir = data_dir
         self.log = log
@@ -82,6 +81,7 @@ class Daemon:
             "BASE_DATA_DIR": str(data_dir),
             "BASE_LISTEN_HTTP": "127.0.0.1:0",
             "BASE_FLUSH_INTERVAL": "100ms",
+            "BASE_DETACH_AFTER": "300ms",
             "BASE_NODE_ID": "test-node",
         }
         with log.open("ab") as output:
@@ -90,7 +90,6 @@ class Daemon:
                 env=inherited | settings | dict(environment or {}),
                 stdout=output,
                 stderr=output,
-                preexec_fn=None if file_bytes_max is None else _limit_files(file_bytes_max),
             )
 
     def __enter__(self) -> Self:
@@ -105,7 +104,9 @@ class Daemon:
         """Return everything that was logged."""
         return self.log.read_text()
 
-    def _until(self, question: Callable[[], _Answer | None], what: str, patience_s: float) -> _Answer:
+    def _until(
+        self, question: Callable[[], _Answer | None], what: str, patience_s: float
+    ) -> _Answer:
         def ask() -> _Answer | None:
             assert self.process.poll() is None, (
                 f"the daemon ended with {self.process.returncode} while waiting for: {what}\n"
@@ -148,7 +149,9 @@ class Daemon:
         self, *states: ShardState, shard: str = "app", patience_s: float = PATIENCE_S
     ) -> ShardStatus:
         """Return once the shard is in one of ``states``."""
-        return self.wait_status(lambda status: status.state in states, f"{states}", shard, patience_s)
+        return self.wait_status(
+            lambda status: status.state in states, f"{states}", shard, patience_s
+        )
 
     def wait_capturing(self, shard: str = "app") -> ShardStatus:
         """Return once the shard is captured."""
@@ -179,7 +182,7 @@ class Daemon:
     def get(self, path: str) -> str:
         """Return what ``path`` answers on the TCP port that the daemon chose and announced."""
         (address,) = re.findall(r"^BASE_LISTEN_ADDR=(.+)$", self.read_log(), re.MULTILINE)
-        with urllib.request.urlopen(f"http://{address}{path}", timeout=PATIENCE_S) as answer:  # noqa: S310  (our own daemon)
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=PATIENCE_S) as answer:
             body: bytes = answer.read()
         return body.decode()
 
@@ -207,14 +210,6 @@ class Daemon:
         self.process.wait()
 
 
-def _limit_files(bytes_max: int) -> Callable[[], None]:
-    def limit() -> None:
-        # A write beyond the limit is EFBIG for who ignores the signal, as Python does.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_max, bytes_max))
-
-    return limit
-
-
 _WRITER: Final = """
 import random, sqlite3, sys, time
 path, log, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -236,8 +231,14 @@ with open(log, "ab", buffering=0) as acknowledged:
             c.execute("CREATE TABLE IF NOT EXISTS extra%d (x)" % chance.randrange(5))
         c.execute("COMMIT")
         acknowledged.write(b"%d %d\\n" % (number, time.time_ns()))
+        if chance.random() < 0.001:
+            c.execute("VACUUM")
+        if chance.random() < 0.001:  # a transaction of several frames, and pages that go again
+            c.execute("CREATE TABLE heap AS SELECT randomblob(12000000) AS x")
+            c.execute("DROP TABLE heap")
         if chance.random() < 0.003:
-            c.execute("PRAGMA wal_checkpoint(%s)" % chance.choice(("PASSIVE", "FULL", "RESTART", "TRUNCATE")))
+            mode = chance.choice(("PASSIVE", "FULL", "RESTART", "TRUNCATE"))
+            c.execute("PRAGMA wal_checkpoint(%s)" % mode)
         pause = chance.choice((0, 0, 0, 0.0005, 0.002))
         if pause:
             time.sleep(pause)
@@ -316,7 +317,6 @@ class Scene:
         databases: str | None = None,
         archive: str | None = None,
         data_dir: Path | None = None,
-        file_bytes_max: int | None = None,
         **environment: str,
     ) -> Daemon:
         """Start the daemon; it runs until the test ends at the latest."""
@@ -326,7 +326,6 @@ class Scene:
                 data_dir=data_dir or self.data_dir,
                 log=self.folder / f"serve-{self._next()}.log",
                 environment=environment,
-                file_bytes_max=file_bytes_max,
             )
         )
 
@@ -341,9 +340,7 @@ class Scene:
     def start_wal_application(self, path: Path | None = None, *pragmas: str) -> Application:
         """Start an application whose database is in WAL mode and has a table ``t(x, y)``."""
         application = self.start_application(path)
-        application.sql(
-            *pragmas, "PRAGMA journal_mode=WAL", "CREATE TABLE IF NOT EXISTS t(x, y)"
-        )
+        application.sql(*pragmas, "PRAGMA journal_mode=WAL", "CREATE TABLE IF NOT EXISTS t(x, y)")
         return application
 
     def start_writer(self, *, seed: int = 1) -> Writer:

@@ -62,7 +62,7 @@ def test_short_lived_writers_lose_nothing(scene: Scene) -> None:
     make_database(scene.database, 10)
     daemon = scene.serve()
     wait_detached(daemon)
-    for number in range(5):
+    for number in range(3):
         make_database(scene.database, 1)
         daemon.wait_archived()
         assert count(scene) == 11 + number
@@ -231,7 +231,9 @@ def test_two_daemons_on_one_shard_of_one_archive_are_one_too_many(scene: Scene) 
     twin.mkdir()
     make_database(twin / "app.db", 3)
     second = scene.serve(databases=str(twin / "app.db"), data_dir=scene.folder / "other-data")
-    second.wait_status(lambda status: status.error or status.archive not in ("ok", "off"), "refusal")
+    second.wait_status(
+        lambda status: status.error or status.archive not in ("ok", "off"), "refusal"
+    )
     assert names == list_objects(scene)
     application.sql("INSERT INTO t VALUES (1, 2)")
     first.wait_archived()
@@ -257,8 +259,10 @@ def put_back(scene: Scene, kept: Path) -> None:
 
 
 def test_a_file_that_a_power_loss_threw_back_gets_its_commits_back(scene: Scene) -> None:
-    """With synchronous=NORMAL the file may lose what we hold: nobody has it open, so we give it
-    back, and no frame undoes what was acknowledged (P7)."""
+    """With synchronous=NORMAL the file may lose what we hold.
+
+    Nobody has it open, so we give it back, and no frame undoes what was acknowledged (P7).
+    """
     application = scene.start_wal_application()
     application.sql("PRAGMA synchronous=NORMAL", *["INSERT INTO t VALUES (1, 2)"] * 3)
     daemon = scene.serve()
