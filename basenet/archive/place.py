@@ -127,6 +127,8 @@ class Place:
         """
         if self.path.is_dir():
             raise UsageError(f"{self.path} is a directory; name the file to restore to")
+        if self.path.exists() and not self.path.is_file():
+            raise UsageError(f"{self.path} is a device or a pipe; name a file to restore to")
         if not self.path.parent.is_dir():
             raise UsageError(f"{self.path.parent} is no directory; make it first")
         if self._force:

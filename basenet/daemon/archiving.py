@@ -178,9 +178,10 @@ class Archiver:
 
     def on_dropped(self, seq: Seq) -> int:
         """Take in that the journal dropped the frames up to ``seq``; return how many waited."""
+        # What an earlier drop took is not counted again.
+        self.dropped += seq - max(self._shard.progress.archived_seq, self.broken_seq or 0)
         self.broken_seq = seq
         self.history.is_broken = True
-        self.dropped += seq - max(self._shard.progress.archived_seq, 0)
         return self.uploader.skip(seq) if self.uploader is not None else 0
 
     def facts(self) -> ArchiveFacts | None:

@@ -27,7 +27,7 @@ from basenet.daemon.facts import Facts
 from basenet.daemon.journalist import Journalist
 from basenet.daemon.keeper import Keeper
 from basenet.daemon.node import Node
-from basenet.daemon.supervisor import DESCRIPTORS_PER_SHARD, Supervisor
+from basenet.daemon.supervisor import DESCRIPTORS_PER_SHARD, Supervisor, check_configured
 from basenet.daemon.waker import Waker
 from basenet.errors import UsageError
 from basenet.journal.journal import Journal
@@ -54,6 +54,11 @@ async def run(config: Config, *, environment: Mapping[str, str], command: str | 
     if config.network is Network.QUASAR:
         raise UsageError(
             "BASE_NETWORK=quasar is not served by this version of basenet: use standalone."
+        )
+    check_configured(config)
+    if not config.data_dir.absolute().parent.is_dir():
+        raise UsageError(
+            f"the directory of {config.data_dir} does not exist: make it, or set BASE_DATA_DIR."
         )
     _raise_descriptor_limit(len(config.shards))
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -142,7 +147,6 @@ class _Service:
 
     async def run(self, command: str | None) -> int:
         """Serve until told to stop; return the exit code."""
-        self._supervisor.check_configured()
         with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen_to_signals)

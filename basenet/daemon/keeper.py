@@ -72,7 +72,6 @@ class Keeper:
         )
         if not is_gap:
             return
-        await self._node.journalist.perform(lambda journal: journal.set_broken(shard.shard, seq))
         count = shard.archiver.on_dropped(seq)
         log.error(
             "journal_full",

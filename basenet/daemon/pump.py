@@ -114,6 +114,8 @@ class Pump:
         finally:
             self._has_ended = True
             self._done.set()
+            # A capture thread may wait for room in mid-transaction, and nobody makes any now.
+            self.waiting.close()
 
     async def _run(self) -> None:
         taken_at = trio.current_time()

@@ -51,7 +51,7 @@ class Session:
         self.pump = Pump(
             framer=framer,
             journalist=node.journalist,
-            sync_wal=capture.sync_wal if node.config.sync_wal else None,
+            sync_wal=self._sync_wal if node.config.sync_wal else None,
             on_final=on_final,
             limiter=node.work_limiter,
         )
@@ -88,6 +88,11 @@ class Session:
         if state is not None:
             await self._note(detached=state.encode())
         return state
+
+    def _sync_wal(self) -> None:
+        """Make what was captured survive a power loss; a file that is let go is synced already."""
+        if self.database.is_open:
+            self.capture.sync_wal()
 
     @property
     def is_live(self) -> bool:

@@ -73,6 +73,7 @@ _REPLACED_RETRY_S: Final = 0.1
 _SCANS_PATIENTLY: Final = 2
 _SCAN_PAUSE_S: Final = 10.0
 _DETACH_S_MAX: Final = 60.0
+_STORE_S: Final = 5.0
 
 
 class Shard:
@@ -112,9 +113,9 @@ class Shard:
 
     async def run(self) -> None:
         """Live until `stop`; raises only `JournalBroken` and bugs."""
-        self._node.waker.wake.watch(self.shard, self._real_path)
-        # It may be polled, and the waker must know of that.
-        self._node.waker.look_again(self.shard)
+        if not await self._begin_watching():
+            self.ended.set()
+            return
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.archiver.run)
@@ -125,6 +126,23 @@ class Shard:
             self.ended.set()
             self._node.waker.wake.unwatch(self.shard)
             self._node.waker.forget(self.shard)
+
+    async def _begin_watching(self) -> bool:
+        """Watch the file; return False if `stop` was called before that was possible.
+
+        Another shard may watch the same file still: one whose name for it was just taken away.
+        """
+        while not self._is_stopping:
+            try:
+                self._node.waker.wake.watch(self.shard, self._real_path)
+            except ConflictError as error:
+                self._show(error)
+                await self._doorbell.wait(_RETRY_S)
+            else:
+                # It may be polled, and the waker must know of that.
+                self._node.waker.look_again(self.shard)
+                return True
+        return False
 
     def stop(self) -> None:
         """Stop capturing at a commit boundary; `run` returns after a final flush."""
@@ -170,7 +188,9 @@ class Shard:
 
     def has_settled(self) -> bool:
         """Return whether it is known what becomes of the file as it is now."""
-        return self.state is not ShardState.STARTING or self._is_stopping
+        is_to_come = self.state is ShardState.WAITING and self.path.exists()
+        is_under_way = self.state is ShardState.STARTING or is_to_come
+        return not is_under_way or self._is_stopping
 
     def has_base(self) -> bool:
         """Return whether what is captured can be restored, or no snapshot of it is to come."""
@@ -314,6 +334,9 @@ class Shard:
             self.db_pages = session.framer.tree.db_pages
             _add(self._totals, session)
             self.lapped += capture.counters.laps
+            with trio.move_on_after(_STORE_S):
+                # What was handed to the journal before this syncs the log that we close.
+                await self._node.journalist.perform(lambda _journal: None)
             async with session.file_lock:
                 await self._in_thread(capture.close)
 

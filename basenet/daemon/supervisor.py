@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
+from basenet.config.model import Config
 from basenet.daemon.listing import Listing, find_databases, watched_directories
 from basenet.daemon.node import Node
 from basenet.daemon.shard import Shard
@@ -27,6 +28,12 @@ DESCRIPTORS_PER_SHARD: Final = 12
 _KEY: Final = "//listing/"
 
 
+def check_configured(config: Config) -> None:
+    """Raise `UsageError` when no database is configured."""
+    if not config.shards:
+        raise UsageError("no database is given: name one, or set BASE_SHARDS.")
+
+
 class Supervisor:
     """Runs a `Shard` for each database that is there."""
 
@@ -38,11 +45,6 @@ class Supervisor:
         self._is_stopping = False
         self._listed = trio.Event()
         self._doorbell = node.waker.doorbell(_KEY)
-
-    def check_configured(self) -> None:
-        """Raise `UsageError` when no database is configured or too many for the descriptors."""
-        if not self._node.config.shards:
-            raise UsageError("no database is given: name one, or set BASE_SHARDS.")
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Keep the shards as configured until `stop`; their tasks live in ``nursery``."""

@@ -23,7 +23,7 @@ from basenet.sqlite.wake import open_wake
 from tests.daemon.model import Model, born, loaded
 from tests.sqlite.application import Application
 
-WAIT_S = 8
+WAIT_S = 20
 
 
 @dataclass

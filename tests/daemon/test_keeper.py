@@ -109,3 +109,13 @@ async def test_a_node_without_shards_has_nothing_to_drop(tmp_path: Path) -> None
         make_shard(node, "gone", commits=3, archived=0)
         await keeper._drop(4 * KIB)
         assert node.journalist.journal.count_bytes() > 0
+
+
+async def test_a_dropped_frame_is_counted_once(tmp_path: Path) -> None:
+    """An outage drops again and again, and the metric is the number of lost restore points."""
+    async with running_node(tmp_path, shards="/data/a.db", journal_bytes_max=1) as node:
+        keeper = keeper_of(node, ("a", 40, 1))
+        (shard,) = keeper._supervisor.shards.values()
+        for _ in range(3):
+            await keeper._drop(10 * KIB)
+        assert shard.archiver.dropped == node.journalist.journal.first_seq(shard.shard) - 2

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from basenet.control.surface import ShardState
-from basenet.daemon.supervisor import Supervisor
+from basenet.daemon.supervisor import Supervisor, check_configured
 from basenet.errors import UsageError
 from basenet.units import ShardId
 from tests.daemon.node import running_node
@@ -135,6 +135,6 @@ async def test_a_stop_captures_what_is_committed(tmp_path: Path) -> None:
 async def test_a_node_without_databases_is_a_mistake(tmp_path: Path) -> None:
     """One sentence, before anything begins."""
     async with running_node(tmp_path, shards="/data/a.db") as node:
-        Supervisor(node).check_configured()
+        check_configured(node.config)
         with pytest.raises(UsageError, match="BASE_SHARDS"):
-            Supervisor(replace(node, config=replace(node.config, shards=()))).check_configured()
+            check_configured(replace(node.config, shards=()))
