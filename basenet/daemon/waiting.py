@@ -14,7 +14,7 @@ from basenet.sqlite.captured import Captured
 from basenet.units import MIB, PARTIAL_RAW_BYTES_MAX
 
 # Enough to keep the pump busy over one slow fsync, little enough for many shards in one process.
-WAITING_BYTES_MAX: Final = 16 * MIB
+WAITING_BYTES_MAX: Final = 8 * MIB
 
 
 class Waiting:
@@ -75,12 +75,23 @@ class Waiting:
             return sum(item.commits for item in self._items)
 
     def take(self) -> list[Captured]:
-        """Return and forget all that waits, in order."""
+        """Return and forget the first of what waits, in order: as much as fills a frame.
+
+        A single piece is returned however large it is. The pump is woken for what is left.
+        """
         with self._room:
-            items, self._items = self._items, []
-            self._bytes = 0
-            self.oldest_ns = None
+            count = size = 0
+            for item in self._items:
+                if count and size + item.raw_bytes > PARTIAL_RAW_BYTES_MAX:
+                    break
+                size += item.raw_bytes
+                count += 1
+            items, self._items = self._items[:count], self._items[count:]
+            self._bytes -= size
+            self.oldest_ns = self._items[0].captured_ns if self._items else None
             self._room.notify_all()
+        if self._items:
+            self._notify()
         return items
 
     def close(self) -> None:

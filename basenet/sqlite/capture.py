@@ -206,6 +206,7 @@ class Capture:
 
     def _advance(self) -> bool:
         """Read one block of news into memory; return whether to come again at once."""
+        assert self._huge is None, "what is read now would overtake a transaction that waits"
         self.counters.polls += 1
         if read_header_bytes(self.database.shm_fd) == self._seen:
             self._policy.on_poll(self._clock(), 0)
@@ -321,7 +322,8 @@ class Capture:
         has_news = False
         is_at_tip = False
         while not is_at_tip:
-            is_at_tip = not self._advance()
+            # One that the rotation found comes before anything behind it.
+            is_at_tip = self._huge is None and not self._advance()
             if self._has_waiting:
                 has_news = True
                 if not self._give(sink):

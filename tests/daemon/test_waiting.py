@@ -75,14 +75,38 @@ def test_the_pump_is_woken_for_news_and_for_plenty_only() -> None:
     assert len(wakes) == 3
 
 
+def take_all(waiting: Waiting) -> list[Captured]:
+    """Take until nothing waits."""
+    items: list[Captured] = []
+    while some := waiting.take():
+        items += some
+    return items
+
+
 def test_a_full_queue_takes_commits_but_says_so() -> None:
     """A commit that was read is never refused; the thread is only told to stop reading."""
     waiting = Waiting(lambda: None)
     model = fill(waiting)
     assert not waiting.has_room
     assert not waiting.put([model.commit()])
-    assert sum(item.raw_bytes for item in waiting.take()) == WAITING_BYTES_MAX + MIB // 16
+    assert sum(item.raw_bytes for item in take_all(waiting)) == WAITING_BYTES_MAX + MIB // 16
     assert waiting.has_room
+
+
+def test_no_more_is_taken_than_fills_a_frame() -> None:
+    """So memory stays bounded in the pump, too; it is woken for the rest, in order."""
+    wakes: list[int] = []
+    waiting = Waiting(lambda: wakes.append(1))
+    model, small = Model(0, page_size=65536), Model()
+    items = [small.commit(), large(model), large(model), small.commit()]
+    for item in items:
+        waiting.put([item])
+    wakes.clear()
+    assert waiting.take() == items[:1]
+    assert waiting.take() == items[1:2]
+    assert waiting.oldest_ns == items[2].captured_ns
+    assert len(wakes) == 2
+    assert take_all(waiting) == items[2:]
 
 
 def test_a_piece_of_a_run_waits_for_room() -> None:
@@ -93,9 +117,10 @@ def test_a_piece_of_a_run_waits_for_room() -> None:
     thread = threading.Thread(target=waiting.put, args=([piece],))
     thread.start()
     assert telling.is_awaited.wait(JOIN_S)
-    assert piece not in waiting.take()
+    before = waiting.take()
+    assert piece not in before
     thread.join(JOIN_S)
-    assert waiting.take() == [piece]
+    assert take_all(waiting)[-1] is piece
 
 
 def test_closing_frees_the_thread_that_waits_for_room() -> None:
@@ -118,7 +143,7 @@ def test_closing_frees_the_thread_that_waits_for_room() -> None:
     waiting.close()
     thread.join(JOIN_S)
     assert len(errors) == 1
-    assert len(waiting.take()) == waiting_items
+    assert len(take_all(waiting)) == waiting_items
 
 
 def test_a_closed_queue_refuses_commits() -> None:

@@ -375,3 +375,15 @@ def test_a_database_beyond_one_gibibyte_has_no_lock_page(scene: Scene) -> None:
         tree.update(numbers, hashes, piece.db_pages)
     assert tree.root() == StateTree(page_size, scan(scene.capture.database).leaves).root()
     assert list(scene.capture.recover(tree.leaves)) == []
+
+
+def test_a_huge_transaction_that_the_rotation_found_is_not_overtaken(scene: Scene) -> None:
+    """What comes behind it, read by the next poll, is handed over behind it."""
+    scene.open(policy=CapturePolicy.STRICT)
+    scene.mirror.poll()
+    scene.application.sql("insert into t values(1, randomblob(12000000))")
+    assert not scene.capture._reach_tip()
+    scene.application.sql("insert into t values(2, randomblob(12000000))", "delete from t")
+    ends = iter([False, True])
+    scene.capture.run_active(scene.mirror.sink, lambda: next(ends))
+    scene.check(commits=3)

@@ -10,7 +10,9 @@ import pytest
 from tests.system.harness import Daemon, Restored, Scene, read_acknowledged
 
 FLUSH_S = 1.0
-GRACE_S = 0.5
+# The half second of grace that we promise is measured by the bench (host-lost); on a machine that does
+# other things this suite must not depend on it.
+GRACE_S = 5.0
 SECONDS_MAX = 2.5
 
 
