@@ -10,8 +10,8 @@ import pytest
 from tests.system.harness import Daemon, Restored, Scene, read_acknowledged
 
 FLUSH_S = 1.0
-# The half second of grace that we promise is measured by the bench (host-lost); on a machine that does
-# other things this suite must not depend on it.
+# The half second of grace that is promised is measured by the bench (host-lost); a suite on a busy
+# machine must not depend on it.
 GRACE_S = 5.0
 SECONDS_MAX = 2.5
 
