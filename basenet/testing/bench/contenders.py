@@ -21,6 +21,11 @@ class Contender:
     capture: str = "adaptive"
     interval: str | None = None
     """Of litestream's monitor and sync, of basenet's flush; None: the program's default."""
+    is_compacted: bool = True
+    """Whether litestream merges small files after 30 s, as it does by default."""
+
+    def __str__(self) -> str:
+        return self.label
 
 
 ALONE = Contender(label="alone", kind=Kind.NOTHING)
@@ -29,5 +34,19 @@ BASENET_STRICT = Contender(label="basenet strict", kind=Kind.BASENET, capture="s
 BASENET_FAST = Contender(label="basenet 10 ms", kind=Kind.BASENET, interval="10ms")
 LITESTREAM = Contender(label="litestream", kind=Kind.LITESTREAM)
 LITESTREAM_FAST = Contender(label="litestream 10 ms", kind=Kind.LITESTREAM, interval="10ms")
+LITESTREAM_LOOSE = Contender(
+    label="litestream 10 ms uncompacted",
+    kind=Kind.LITESTREAM,
+    interval="10ms",
+    is_compacted=False,
+)
 
-COLUMNS = (ALONE, LITESTREAM, LITESTREAM_FAST, BASENET, BASENET_STRICT, BASENET_FAST)
+COLUMNS = (
+    ALONE,
+    LITESTREAM,
+    LITESTREAM_FAST,
+    LITESTREAM_LOOSE,
+    BASENET,
+    BASENET_STRICT,
+    BASENET_FAST,
+)

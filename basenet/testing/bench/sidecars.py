@@ -277,7 +277,8 @@ class Litestream(Sidecar):
 
     def _render(self) -> str:
         scene, interval = self.scene, self.contender.interval
-        lines = ["dbs:"]
+        lines = [] if self.contender.is_compacted else ["levels:", "  - interval: 24h"]
+        lines += ["dbs:"]
         if scene.is_directory:
             lines += [f"  - dir: {scene.directory}", '    pattern: "*.db"', "    watch: true"]
         else:
@@ -328,6 +329,8 @@ class Litestream(Sidecar):
 
     def restore_command(self, out: Path) -> tuple[list[str | Path], dict[str, str]]:
         """Return ``litestream restore`` by the configuration."""
+        # The scene may lead to the archive by another way than when the program was started.
+        self._configuration.write_text(self._render())
         command: list[str | Path] = [litestream_program(), "restore", "-o", out]
         return [*command, "-config", self._configuration, self.scene.database], self._environment()
 

@@ -21,6 +21,7 @@ from basenet.testing.bench.sidecars import Sidecar, running
 _ROUNDS: Final = 3
 LARGE_AIM: Final = 2.0
 TINY_AIM_S: Final = 1.0
+PEAK_BYTES_AIM: Final = 90_500_000
 _KIB_ROWS_PER_TX: Final = 200
 
 
@@ -38,9 +39,20 @@ def large(context: Context) -> list[Line]:
         with context.scene(is_empty=True) as scene:
             load.run(scene.database)
             size = scene.database.stat().st_size
-            found = _measure(context, scene.database, lambda _: None)
+            peaks: dict[Contender, int] = {}
+            found = _measure(context, scene.database, lambda _: None, peaks)
         lines.append(_large_line(f"restore of {size / 1e6:,.0f} MB, {kind} rows", size, found))
+        lines.append(_peak_line(f"memory, having archived {size / 1e6:,.0f} MB at once", peaks))
     return lines
+
+
+def _peak_line(what: str, peaks: dict[Contender, int]) -> Line:
+    return Line(
+        what=what,
+        aim="≤ 90.5 MB",
+        answers={contender: report.megabytes(size) for contender, size in peaks.items()},
+        is_met=peaks[BASENET] <= PEAK_BYTES_AIM if BASENET in peaks else None,
+    )
 
 
 def tiny(context: Context) -> list[Line]:
@@ -54,7 +66,7 @@ def tiny(context: Context) -> list[Line]:
     more = Load(transactions=context.few(20_000, 2_000))
     with context.scene(is_empty=True) as scene:
         base.run(scene.database)
-        found = _measure(context, scene.database, lambda sidecar: _write(more, sidecar))
+        found = _measure(context, scene.database, lambda sidecar: _write(more, sidecar), {})
     seconds = _medians(found)
     return [
         Line(
@@ -72,9 +84,15 @@ def _write(load: Load, sidecar: Sidecar) -> None:
 
 
 def _measure(
-    context: Context, source: Path, change: Callable[[Sidecar], None]
+    context: Context,
+    source: Path,
+    change: Callable[[Sidecar], None],
+    peaks: dict[Contender, int],
 ) -> dict[Contender, list[Restored]]:
-    """Archive a copy of ``source`` and what ``change`` adds with each contender; restore it."""
+    """Archive a copy of ``source`` and what ``change`` adds with each contender; restore it.
+
+    ``peaks`` is told the largest memory of each sidecar: it has just taken a snapshot.
+    """
     with ExitStack() as stack:
         sidecars = []
         for contender in context.choose(LITESTREAM, BASENET):
@@ -83,6 +101,7 @@ def _measure(
             with running(scene, contender) as sidecar:
                 change(sidecar)
                 sidecar.wait_archived()
+                peaks[contender] = sidecar.usage().peak_bytes
             sidecars.append(sidecar)
         return restore_in_turns(context, sidecars)
 

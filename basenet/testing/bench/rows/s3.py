@@ -1,7 +1,9 @@
 """Restores from an object store with 2,007 objects: plain, and 20 ms away.
 
 The store is moto in a process of its own, one request at a time; the distance is a proxy on
-loopback. Both programs archive every few milliseconds, so that there are many small objects.
+loopback. All archive every few milliseconds, so that there are many small objects. Litestream
+merges them after half a minute; it takes part as it is, and with that put off, so that a restore
+really reads them: that is what the aims are set against.
 """
 
 from collections.abc import Mapping
@@ -13,7 +15,12 @@ import trio
 
 from basenet.archive.store import open_store
 from basenet.testing.bench import report
-from basenet.testing.bench.contenders import BASENET_FAST, LITESTREAM_FAST, Contender
+from basenet.testing.bench.contenders import (
+    BASENET_FAST,
+    LITESTREAM_FAST,
+    LITESTREAM_LOOSE,
+    Contender,
+)
 from basenet.testing.bench.context import Context
 from basenet.testing.bench.loads import Load
 from basenet.testing.bench.report import Line
@@ -39,8 +46,8 @@ def s3(context: Context) -> list[Line]:
         far = stack.enter_context(running_latency_proxy(near, LATENCY_S))
         make_bucket("s3", near, _BUCKET)
         sidecars, counts = [], {}
-        for contender in context.choose(LITESTREAM_FAST, BASENET_FAST):
-            name = contender.kind.value
+        for contender in context.choose(LITESTREAM_FAST, LITESTREAM_LOOSE, BASENET_FAST):
+            name = contender.label.replace(" ", "-")
             scene = stack.enter_context(
                 context.scene(
                     archive_url=f"s3://{_BUCKET}/{name}", environment=environment_for("s3", near)
@@ -108,13 +115,15 @@ def _line(
         for contender, value in seconds.items()
     }
     is_met = None
-    if len(seconds) > 1:
-        ratio = seconds[LITESTREAM_FAST] / seconds[BASENET_FAST]
+    if LITESTREAM_LOOSE in seconds and BASENET_FAST in seconds:
+        ratio = seconds[LITESTREAM_LOOSE] / seconds[BASENET_FAST]
         answers[BASENET_FAST] += f", **{ratio:.1f}x**"
         is_met = ratio >= aim
     return Line(
         what=what,
-        aim=f"≥ {aim:.0f}x litestream's speed" if aim > 1 else "not slower than litestream",
+        aim=f"≥ {aim:.0f}x litestream's speed, uncompacted"
+        if aim > 1
+        else "not slower than litestream, uncompacted",
         answers=answers,
         is_met=is_met,
         facts={

@@ -28,7 +28,9 @@ def storage(context: Context) -> list[Line]:
         log[LITESTREAM], whole[LITESTREAM] = _measure_litestream(context, load)
     if context.wants(BASENET):
         log[BASENET], whole[BASENET], second[BASENET] = _measure_basenet(context, load)
-    context.say(f"storage: log {log}, with a snapshot {whole}, second {second}")
+    for name, shares in (("log", log), ("with a snapshot", whole), ("second snapshot", second)):
+        told = ", ".join(f"{contender} {share:.3f}" for contender, share in shares.items())
+        context.say(f"storage, {name}: {told}")
     return [
         _line("bytes stored per byte of random rows: log", LOG_AIM, log),
         _line("the same, with a snapshot (litestream: compacted)", SNAPSHOT_AIM, whole),

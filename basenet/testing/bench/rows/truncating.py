@@ -31,7 +31,7 @@ def truncating(context: Context) -> list[Line]:
                 out = scene.root / "restored.db"
                 restore(sidecar, out)
                 missing[contender] = read_content(scene.database).rows - read_content(out).rows
-        context.say(f"truncating {contender.label}: {calls_ms[contender]} ms, missing {missing}")
+        context.say(f"truncating {contender}: {calls_ms[contender]} ms")
     p50 = {contender: report.median(calls) for contender, calls in calls_ms.items()}
     is_met = None
     if BASENET in p50 and LITESTREAM in p50:
