@@ -8,7 +8,7 @@ to be.
 import struct
 from typing import Final
 
-from basenet.errors import CorruptionError
+from basenet.errors import BasenetError
 from basenet.units import SHARD_ID_BYTES_MAX, ShardId, is_shard_id
 
 _U16: Final = struct.Struct(">H")
@@ -22,9 +22,7 @@ class Reader:
 
     __slots__ = ("_data", "_error", "_what", "offset")
 
-    def __init__(
-        self, data: bytes | memoryview, *, error: type[CorruptionError], what: str
-    ) -> None:
+    def __init__(self, data: bytes | memoryview, *, error: type[BasenetError], what: str) -> None:
         self._data = memoryview(data)
         self._error = error
         self._what = what
@@ -35,7 +33,7 @@ class Reader:
         """How many bytes are left."""
         return len(self._data) - self.offset
 
-    def fail(self, problem: str) -> CorruptionError:
+    def fail(self, problem: str) -> BasenetError:
         """Return the error that says what is wrong here; the caller raises it."""
         return self._error(f"{self._what} is damaged at byte {self.offset}: {problem}.")
 
