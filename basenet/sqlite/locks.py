@@ -6,7 +6,7 @@ POSIX locks of every process, ours included, and go when the descriptor is close
 excludes SQLite's writers exactly as another writer would, and ``F_OFD_GETLK`` shows also what our
 own SQLite connections hold, while POSIX ``F_GETLK`` shows only other processes.
 
-Nothing here waits: a lock is had at once or not at all.
+Nothing here waits but `wait_for_lock`: a lock is had at once or not at all.
 
 ::
 
@@ -51,6 +51,17 @@ def try_lock(descriptor: int, first_byte: int, *, length: int = 1, is_shared: bo
     except (BlockingIOError, PermissionError):
         return False
     return True
+
+
+def wait_for_lock(descriptor: int, first_byte: int, *, length: int = 1) -> None:
+    """Take an OFD lock, however long somebody holds a conflicting one.
+
+    Cannot be called back, so it is for a thread of its own; raises `OSError` if the descriptor is
+    closed before.
+    """
+    fcntl.fcntl(
+        descriptor, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, 0, first_byte, length, 0)
+    )
 
 
 def unlock(descriptor: int, first_byte: int, *, length: int = 1) -> None:

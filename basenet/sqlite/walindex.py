@@ -22,9 +22,10 @@ log; a reset adds 1 to the first and draws the second anew, or draws both.
 import os
 from dataclasses import dataclass
 from struct import Struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from basenet.sqlite.walformat import Checksum
+if TYPE_CHECKING:  # the guardian reads headers, too, and has no room for numpy
+    from basenet.sqlite.walformat import Checksum
 
 INDEX_BYTES: Final = 136
 READ_MARK_UNUSED: Final = 0xFFFFFFFF
@@ -52,7 +53,7 @@ class IndexHeader:
     page_size: int
     frame_max: int
     db_pages: int
-    checksum: Checksum
+    checksum: "Checksum"
     salts: bytes
 
 
