@@ -1,0 +1,158 @@
+"""A replica's database: final changes go in, the log stays short, readers are never blocked.
+
+Theory of operation
+===================
+
+Final changes arrive in batches. Several of them become visible at once anyway, so a batch is merged
+first: of each page only the last image is written. Before anything is written the caller journals
+where the log stands and where it will stand (`Applier.prepare` tells both), so that after a crash
+the two can be told from a stranger's commit (Q13)::
+
+    the header is as before      apply it
+    the header is as after       it was applied, only the watermark was lost
+    anything else                somebody else wrote here
+
+The log is copied to the database file whenever it has `_CHECKPOINT_FRAMES`, by SQLite itself on our
+connection: PASSIVE, which needs no write lock and waits for nobody. When all of it is copied and no
+reader needs it, it begins anew. A reader that stays keeps it growing: that is told, not forbidden,
+until `LOG_BYTES_MAX`, where applying pauses and the replica falls behind instead.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto, unique
+from typing import Final
+
+import apsw
+import numpy as np
+
+from basenet.sqlite.attach import Database
+from basenet.sqlite.inject import Injector, Position, Prepared, Transaction
+from basenet.sqlite.walformat import frame_bytes
+from basenet.units import GIB, MIB
+from basenet.wire.payload import CommitPayload
+
+_CHECKPOINT_BYTES: Final = 4 * MIB
+LOG_BYTES_MAX: Final = 4 * GIB
+
+
+@unique
+class Found(Enum):
+    """What the log tells of a batch whose end was not journalled."""
+
+    NOT_APPLIED = auto()
+    APPLIED = auto()
+    FOREIGN = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogState:
+    """How long the log is and how much of it the database file holds, in bytes of frames."""
+
+    log_bytes: int
+    waiting_bytes: int
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether applying must pause until readers let the log begin anew."""
+        return self.log_bytes > LOG_BYTES_MAX
+
+
+class Applier:
+    """Applies final changes to one attached database, while somebody holds its fence for us."""
+
+    def __init__(self, database: Database, *, durable: bool = True) -> None:
+        """Begin to apply to ``database``; its first connection is used for checkpoints.
+
+        ``durable``: a batch is on the disk when `apply` returns. Raises `UnavailableError`.
+        """
+        self._database = database
+        self._durable = durable
+        self._injector = Injector(database.path, page_size=database.page_size)
+        self._injector.repair()
+
+    @property
+    def _connection(self) -> apsw.Connection:
+        return self._database.connections[0]
+
+    def position(self) -> Position:
+        """Return where the log ends; raises `ForeignCommit` while its header is torn."""
+        return self._injector.position()
+
+    def prepare(self, changes: Sequence[Iterable[CommitPayload]]) -> Prepared:
+        """Return ``changes``, consecutive and each a run of pieces, as one batch to be journalled.
+
+        Small ones are merged; a large one keeps its pieces.
+        """
+        before = self._injector.begin(durable=self._durable)
+        return self._injector.prepare(before, merge(changes, self._database.page_size))
+
+    def apply(self, batch: Prepared) -> None:
+        """Write ``batch``; raises `ForeignCommit` or `UnavailableError`, nothing visible then."""
+        self._injector.apply(batch, durable=self._durable)
+
+    def tell(self, before: Position, after: Position) -> Found:
+        """Return what became of a batch that was journalled with these two positions."""
+        now = self.position()
+        if now == after:
+            return Found.APPLIED
+        return Found.NOT_APPLIED if now == before else Found.FOREIGN
+
+    def relieve(self) -> LogState:
+        """Keep the log short, as far as readers allow; return its state.
+
+        Raises `DatabaseReplaced` if the path is no longer our file.
+        """
+        size = frame_bytes(self._database.page_size)
+        frames = self.position().frame_max
+        if frames * size < _CHECKPOINT_BYTES:
+            return LogState(log_bytes=frames * size, waiting_bytes=0)
+        result = self._database.checkpoint(self._connection)
+        if result.is_complete and self._injector.restart():
+            return LogState(log_bytes=0, waiting_bytes=0)
+        waiting = frames - result.backfilled
+        return LogState(log_bytes=frames * size, waiting_bytes=waiting * size)
+
+    def close(self) -> None:
+        """Let go of the log; only after the database's connections are closed."""
+        self._injector.close()
+
+
+def merge(changes: Sequence[Iterable[CommitPayload]], page_size: int) -> list[Transaction]:
+    """Return ``changes`` as transactions: neighbours of one piece become one, the last image wins.
+
+    Every payload has the page size ``page_size``. Changes without a page are left out.
+    """
+    transactions: list[Transaction] = []
+    small: list[CommitPayload] = []
+    for change in changes:
+        pieces = tuple(change)
+        if len(pieces) == 1:
+            small.append(pieces[0])
+            continue
+        transactions += _merged(small, page_size)
+        small = []
+        transactions.append(
+            Transaction(
+                pieces=[(piece.pgnos, piece.pages) for piece in pieces],
+                db_pages=pieces[-1].db_pages,
+            )
+        )
+    transactions += _merged(small, page_size)
+    return transactions
+
+
+def _merged(payloads: Sequence[CommitPayload], page_size: int) -> list[Transaction]:
+    """Return one transaction of the last image of each page, or none without a page."""
+    pgnos = np.concatenate([np.empty(0, np.uint32), *(each.pgnos for each in payloads)])
+    if not len(pgnos):
+        return []
+    db_pages = payloads[-1].db_pages
+    # Of equal numbers the first in reversed order is the last one.
+    unique_pgnos, places = np.unique(pgnos[::-1], return_index=True)
+    keep = unique_pgnos <= db_pages
+    rows = len(pgnos) - 1 - places[keep]
+    images = np.frombuffer(b"".join(each.pages for each in payloads), np.uint8)
+    kept = images.reshape(-1, page_size)[rows]
+    numbers = unique_pgnos[keep].astype(np.uint32)
+    return [Transaction(pieces=[(numbers, kept.tobytes())], db_pages=db_pages)]
