@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-system check demo bench clean
+.PHONY: help venv test test-system check tla-check tla-trace java demo bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,11 +28,25 @@ $(STAMP): pyproject.toml
 test: $(STAMP)  ## the gate: format, lint, types, contracts and the default tests
 	$(RUN) cmd/check
 
-test-system: $(STAMP)  ## the slower tests with real processes and servers
+test-system: $(STAMP) java  ## the slower tests with real processes and servers
 	$(RUN) cmd/check system
 
 check: $(STAMP)  ## the gate without its tests: seconds
 	$(RUN) cmd/check format lint types contracts
+
+tla-check: $(STAMP) java  ## every model of docs/specs, those that must fail included: about an hour
+	$(RUN) -m basenet.testing.specs deep
+
+tla-trace: $(STAMP) java  ## simulated runs of both modes against docs/specs, and of broken engines
+	$(RUN) -m basenet.testing.specs traces
+
+# TLC is a Java program. Nothing but the specification needs it.
+java:  ## install Java where there is none (Debian, Ubuntu; as root or by sudo)
+	@command -v java >/dev/null 2>&1 || { \
+		as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		$$as_root apt-get update -qq \
+		&& $$as_root apt-get install -qq --yes --no-install-recommends default-jre-headless; \
+	} || { echo "make: Java is missing and apt-get could not install it; install a Java of 11 or newer" >&2; exit 1; }
 
 demo: $(STAMP)  ## kill writer and daemon in mid-write, restore, compare: under two minutes
 	$(RUN) cmd/basenet-demo

@@ -91,3 +91,7 @@ class PageSetCorrupt(CorruptionError):  # noqa: N818
 
 class ChainBroken(CorruptionError):  # noqa: N818
     """Two neighbouring frames do not fit: a gap, another prev_hash, or another state root."""
+
+
+class CertificateInvalid(CorruptionError):  # noqa: N818
+    """A certificate does not prove what it stands for: its votes are too few, alien or wrong."""

@@ -13,11 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
-from basenet.daemon.framer import Framer
-from basenet.engine.effects import Persist
-from basenet.engine.events import LineageBorn
+from basenet.daemon.framer import Framer, instant
+from basenet.engine.alone import Alone
+from basenet.engine.ballot import continue_alone
+from basenet.engine.genesis import write_genesis
+from basenet.engine.limits import Timing
 from basenet.engine.replica import Replica
-from basenet.engine.state import ShardState
 from basenet.errors import CorruptionError
 from basenet.journal.journal import Journal
 from basenet.journal.records import Batch, FrameRow, ShardRecord
@@ -37,10 +38,11 @@ from basenet.units import (
     TimestampNs,
 )
 from basenet.wire.codec import u8
-from basenet.wire.frame import encode_frame
+from basenet.wire.frame import Head
 from basenet.wire.merkle import StateTree, group_count
 from basenet.wire.payload import ConfigPayload, Voter, decode_config, encode_config
-from basenet.wire.signature import Signer
+from basenet.wire.signature import Signer, is_signed
+from basenet.wire.tuples import Scope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,17 +98,38 @@ def load(journal: Journal, shard: ShardId, signer: Signer) -> tuple[ShardRecord,
             f"{record.tip.seq}: move journal.db and what begins with its name out of the data "
             "directory; basenet then continues as a child lineage of the archive."
         )
-    state = ShardState(
-        shard=shard,
-        config=config,
-        epoch=record.tip.epoch,
-        view=record.tip.view,
-        tip=record.tip,
-        stored={voter.key: record.tip.seq for voter in config.voters},
-        final_seq=record.tip.seq,
-        local_last=record.local_last,
+    author = (signer, journal.journal_id)
+    replica = continue_chain(shard, config, record.tip, record.local_last, author)
+    return record, Framer(replica, tree, shard=shard)
+
+
+def continue_chain(
+    shard: ShardId,
+    config: ConfigPayload,
+    tip: Head,
+    local_last: LocalNumber,
+    author: tuple[Signer, JournalId],
+) -> Replica:
+    """Return the replica of this node, the only voter, ready to seal frames onto ``tip``."""
+    signer, journal_id = author
+    now = instant()
+    replica = Replica(
+        scope=Scope(config.lineage, shard),
+        me=(signer.public, journal_id),
+        signer=signer,
+        verify=is_signed,
+        ballot=continue_alone(config, tip),
+        heads=(tip,),
+        database=(tip.seq, tip.hash),
+        local_last=local_last,
+        liveness=Alone(),
+        timing=Timing(),
+        now=now,
+        draw=lambda low, high: low + secrets.randbelow(high - low + 1),
     )
-    return record, Framer(Replica(state, signer), tree)
+    # With one voter the ballot follows from the frames, so what boot would persist is there.
+    replica.boot(now)
+    return replica
 
 
 def is_voter(config: bytes, signer: Signer) -> bool:
@@ -160,25 +183,24 @@ class Birth:
         """Store genesis, leaf hashes and what lies beyond the parent, durable on return."""
         parent, scan = self.parent, self.scan
         tree = StateTree(scan.page_size, scan.leaves)
-        state = ShardState(shard=self.shard, local_last=self.local_last)
-        replica = Replica(state, self.author.signer)
         config = self._config()
-        persist, *_ = replica.step(
-            LineageBorn(
-                config=config,
-                state_root=parent.state_root if parent else tree.root(),
-                timestamp_ns=self._timestamp_ns(),
-                salt=secrets.token_bytes(SALT_BYTES),
-            )
+        first = write_genesis(
+            config,
+            shard=self.shard,
+            state_root=parent.state_root if parent else tree.root(),
+            timestamp_ns=self._timestamp_ns(),
+            salt=secrets.token_bytes(SALT_BYTES),
+            signer=self.author.signer,
         )
-        assert isinstance(persist, Persist), "a birth is persisted and nothing else"
         genesis = FrameRow(
-            head=persist.frame.head,
-            record=encode_frame(persist.frame),
-            local_first=persist.local_first,
-            local_last=persist.local_last,
+            head=first.head,
+            record=first.record,
+            local_first=LocalNumber(self.local_last + 1),
+            local_last=self.local_last,
         )
-        framer = Framer(replica, tree)
+        author = (self.author.signer, self.author.journal_id)
+        replica = continue_chain(self.shard, config, first.head, self.local_last, author)
+        framer = Framer(replica, tree, shard=self.shard)
         more = framer.frame(self.beyond).frames if self.beyond else ()
         cursor = self.beyond[-1].cursor if self.beyond else scan.cursor
         tree = framer.tree

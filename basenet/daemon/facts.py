@@ -94,18 +94,14 @@ class Facts:
         archive = shard.archiver.facts()
         has_archive = self._node.store is not None
         tree = session.framer.tree if session else None
-        tip = session.framer.replica.state.tip if session else (record.tip if record else None)
+        tip = session.framer.tip if session else (record.tip if record else None)
         waiting = session.pump.waiting if session else None
         oldest_ns = _oldest(
             waiting.oldest_ns if waiting else None,
             progress.marks.oldest_ns if has_archive else None,
         )
         lag_ms = max(time.time_ns() - oldest_ns, 0) / _NS_PER_MS if oldest_ns else 0.0
-        local_last = (
-            session.framer.replica.state.local_last
-            if session
-            else (record.local_last if record else 0)
-        )
+        local_last = session.framer.local_last if session else (record.local_last if record else 0)
         return ShardStatus(
             shard=shard.shard,
             path=str(shard.path),

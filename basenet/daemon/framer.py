@@ -8,18 +8,24 @@ and only then do leaf hashes and cursor go into the journal.
 """
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from basenet.engine.effects import Persist
-from basenet.engine.events import FrameCaptured
+from basenet.engine.effects import Finalize, Persist
+from basenet.engine.events import FrameCaptured, FramesCaptured, Instant
 from basenet.engine.replica import Replica
 from basenet.journal.records import Batch, FrameRow
 from basenet.sqlite.captured import Captured
-from basenet.units import SALT_BYTES, ZERO_HASH, LocalNumber, StateRoot, TimestampNs
+from basenet.units import SALT_BYTES, ZERO_HASH, LocalNumber, ShardId, StateRoot, TimestampNs
 from basenet.wire.frame import Flag, encode_frame
 from basenet.wire.merkle import StateTree, group_count, leaf_hash
 from basenet.wire.payload import CommitPayload, encode_commit
+
+
+def instant() -> Instant:
+    """Return the time of the engine's clock, which also runs while the machine sleeps (P18)."""
+    return Instant(time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,19 +37,32 @@ class _Run:
 
 
 class Framer:
-    """Turns what capture found into frames of one shard's chain."""
+    """Turns what capture found into frames of one shard's chain.
+
+    ``tip``, ``local_last`` and ``is_run_open`` say where the chain stands after the last batch; any
+    thread may read them. ``final_count``: so many frames become final when that batch is durable,
+    the oldest of those that are not final yet.
+    """
 
     def __init__(
         self,
         replica: Replica,
         tree: StateTree,
         *,
+        shard: ShardId,
         make_salt: Callable[[int], bytes] = secrets.token_bytes,
+        now: Callable[[], Instant] = instant,
     ) -> None:
-        """Take the shard's replica and the tree of the state at its tip."""
-        self.replica = replica
+        """Take the shard's booted replica and the tree of the state at its tip."""
+        self.shard = shard
         self.tree = tree
+        self.tip = replica.tip
+        self.local_last = replica.local_last
+        self.is_run_open = replica.is_run_open
+        self.final_count = 0
+        self.replica = replica
         self._make_salt = make_salt
+        self._now = now
         self._run = _Run()
 
     def frame(self, captured: Sequence[Captured]) -> Batch:
@@ -52,20 +71,22 @@ class Framer:
         Raises `ChainBroken` when the captured pages cannot be the whole change; replica and tree
         must then be loaded anew from the journal.
         """
-        rows: list[FrameRow] = []
+        events: list[FrameCaptured] = []
         changed: set[int] = set()
         cursor: bytes | None = None
+        last = self.local_last
         for item in captured:
             payload = self._encode(item)
             root = self._advance(item, changed)
-            rows.append(self._seal(item, payload, root))
+            events.append(self._event(item, payload, root, last))
+            last = events[-1].local_last
             if item.is_run_last:
                 cursor = item.cursor.encode()
         tree = self.tree
         count = group_count(tree.db_pages)
         return Batch(
-            shard=self.replica.state.shard,
-            frames=tuple(rows),
+            shard=self.shard,
+            frames=self._seal(events),
             page_size=tree.page_size,
             db_pages=tree.db_pages,
             cursor=cursor,
@@ -103,24 +124,36 @@ class Framer:
         changed.update(self.tree.update(run.pgnos, run.hashes, item.db_pages))
         return self.tree.root()
 
-    def _seal(self, item: Captured, payload: bytes, root: StateRoot) -> FrameRow:
-        local_last = self.replica.state.local_last
-        effects = self.replica.step(
-            FrameCaptured(
-                payload=payload,
-                flags=Flag(item.flags),
-                state_root=root,
-                timestamp_ns=TimestampNs(item.captured_ns),
-                salt=self._make_salt(SALT_BYTES),
-                local_first=LocalNumber(local_last + 1),
-                local_last=LocalNumber(local_last + item.commits),
-            )
+    def _event(
+        self, item: Captured, payload: bytes, root: StateRoot, last: LocalNumber
+    ) -> FrameCaptured:
+        return FrameCaptured(
+            payload=payload,
+            flags=Flag(item.flags),
+            state_root=root,
+            timestamp_ns=TimestampNs(item.captured_ns),
+            salt=self._make_salt(SALT_BYTES),
+            local_first=LocalNumber(last + 1),
+            local_last=LocalNumber(last + item.commits),
         )
-        (persist,) = effects
-        assert isinstance(persist, Persist), "a captured frame is persisted and nothing else"
-        return FrameRow(
-            head=persist.frame.head,
-            record=encode_frame(persist.frame),
-            local_first=persist.local_first,
-            local_last=persist.local_last,
+
+    def _seal(self, events: Sequence[FrameCaptured]) -> tuple[FrameRow, ...]:
+        """Step the replica, which lists what becomes final behind what must be durable first."""
+        persist, *rest = self.replica.step(FramesCaptured(frames=tuple(events)), self._now())
+        assert isinstance(persist, Persist), "captured frames are persisted before all else"
+        self.final_count = 0
+        for effect in rest:
+            assert isinstance(effect, Finalize), "the only voter asks nothing of anybody"
+            self.final_count += len(effect.heads)
+        self.tip = persist.own[-1].frame.head
+        self.local_last = persist.own[-1].local_last
+        self.is_run_open = bool(self.tip.flags & Flag.PARTIAL)
+        return tuple(
+            FrameRow(
+                head=own.frame.head,
+                record=encode_frame(own.frame),
+                local_first=own.local_first,
+                local_last=own.local_last,
+            )
+            for own in persist.own
         )

@@ -2,7 +2,7 @@
 
 The only place where an engine effect becomes an act. Its order is the safety argument::
 
-    captured --frame--> Persist --journal is durable--> Stored --> Finalize --> archive, waiters
+    captured --frame--> Persist --journal is durable--> Finalize --> archive, waiters
 
 While one batch is being synced, further commits gather in `Waiting`. An ordinary application gets
 a frame, and with it a restore point, per commit. A backlog beyond `_FRAMES_MAX` pieces is merged,
@@ -23,8 +23,6 @@ import trio
 from basenet.daemon.framer import Framer
 from basenet.daemon.journalist import Journalist
 from basenet.daemon.waiting import Waiting
-from basenet.engine.effects import Finalize
-from basenet.engine.events import Stored
 from basenet.journal.records import FrameRow
 from basenet.sqlite.captured import Captured, CaptureFlag, merge
 from basenet.units import PARTIAL_RAW_BYTES_MAX, LocalNumber
@@ -146,17 +144,16 @@ class Pump:
         """Frame, store and finalise ``captured``; in a rush as few frames."""
         pieces = captured
         if is_rush or len(captured) > _FRAMES_MAX:
-            pieces = coalesce(captured, is_run_open=self.framer.replica.state.is_run_open)
+            pieces = coalesce(captured, is_run_open=self.framer.is_run_open)
         async with self.chain_lock:
             if self.on_captured is not None:
                 for piece in pieces:
                     self.on_captured(piece.pgnos, piece.db_pages, piece.page_size)
             batch = await trio.to_thread.run_sync(self.framer.frame, pieces, limiter=self._limiter)
+            count = self.framer.final_count
         self.submitted += len(batch.frames)
         self._unfinal += [_final_frame(row) for row in batch.frames]
         await self._journalist.persist(batch, self._sync_wal)
-        effects = self.framer.replica.step(Stored(seq=batch.frames[-1].head.seq))
-        count = sum(isinstance(effect, Finalize) for effect in effects)
         final, self._unfinal = self._unfinal[:count], self._unfinal[count:]
         self.finalized += len(final)
         if final:

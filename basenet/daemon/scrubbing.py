@@ -73,6 +73,6 @@ async def _step(node: Node, session: Session, scrubber: Scrubber) -> list[int]:
     if not await session.capture_now():
         return []
     async with session.pump.chain_lock:
-        if session.framer.replica.state.is_run_open:
+        if session.framer.is_run_open:
             return []
         return scrubber.judge(pages, session.framer.tree, time.monotonic_ns())

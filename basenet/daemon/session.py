@@ -115,7 +115,7 @@ class Session:
 
     async def _bridge_gap(self, gap: Gap) -> None:
         await self.pump.drained()
-        if self.framer.replica.state.is_run_open:
+        if self.framer.is_run_open:
             # The journal drops the pieces of a run that never ended; begin again from it.
             raise UnavailableError(f"a large transaction could not be read to its end: {gap}")
         await self.bridge(CaptureFlag.RECOVERED)

@@ -38,13 +38,13 @@ class SnapshotReader:
         """Capture and finalise what is committed now; return the head of the last final frame."""
         self._present()
         await self._shard.capture_now()
-        state = self._present().framer.replica.state
-        if state.tip is None or state.is_run_open or state.final_seq != state.tip.seq:
+        framer = self._present().framer
+        if framer.is_run_open or self._shard.progress.final_seq != framer.tip.seq:
             raise UnavailableError(
                 f"shard {self._shard.shard} is in the middle of a large transaction: its snapshot "
                 "is taken later."
             )
-        return state.tip
+        return framer.tip
 
     async def begin(self) -> SnapshotStart:
         """Return s0: every commit up to it is captured."""

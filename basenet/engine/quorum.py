@@ -1,21 +1,107 @@
-"""How many voters make a frame final."""
+"""Who votes in an epoch, how many votes are enough, and what proves that they were given.
 
-from collections.abc import Mapping
+How many are enough is computed in `wire.quorum`, which the readers of archives share: nowhere else.
+"""
 
-from basenet.units import PublicKeyBytes, Seq
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from basenet.units import Epoch, FrameHash, JournalId, PublicKeyBytes, Seq, View
+from basenet.wire.certificate import Certificate
+from basenet.wire.message import Mark
+from basenet.wire.payload import ConfigPayload, FaultModel
+from basenet.wire.quorum import fault_limit, quorum_size
+from basenet.wire.tuples import Scope
+
+PREPARE: Final = 1
+COMMIT: Final = 2
+
+Verify = Callable[[PublicKeyBytes, bytes, bytes], bool]
+"""Whether ``public`` made ``signature`` for ``message``."""
 
 
-def quorum_size(voters: int) -> int:
-    """Return how many of ``voters`` must hold a frame (crash faults): a majority, both of two."""
-    assert voters >= 1, "a shard without voters has no quorum"
-    return voters // 2 + 1
+class Electorate:
+    """The voters of one epoch, in the order in which they lead.
 
-
-def finalized_seq(stored: Mapping[PublicKeyBytes, Seq]) -> Seq:
-    """Return the highest seq that a quorum holds.
-
-    ``stored`` names every voter, those that hold nothing included: a voter left out would shrink
-    the quorum and let a minority finalise.
+    ``first_phase``: of the vote that a proposal gets. ``blocking``: so many voters are in every
+    quorum's way: what they all refuse never becomes final (Q8).
     """
-    descending = sorted(stored.values(), reverse=True)
-    return descending[quorum_size(len(descending)) - 1]
+
+    __slots__ = (
+        "blocking",
+        "count",
+        "faults",
+        "first_phase",
+        "is_byzantine",
+        "journals",
+        "keys",
+        "quorum",
+    )
+
+    def __init__(self, config: ConfigPayload) -> None:
+        voters, model = config.voters, config.fault_model
+        self.keys = tuple(voter.key for voter in voters)
+        self.journals: dict[PublicKeyBytes, JournalId] = {
+            voter.key: voter.journal_id for voter in voters
+        }
+        self.count = len(voters)
+        self.is_byzantine = model == FaultModel.BYZANTINE
+        self.faults = fault_limit(self.count, model)
+        self.quorum = quorum_size(self.count, model)
+        self.blocking = self.count - self.quorum + 1
+        self.first_phase = PREPARE if self.is_byzantine else COMMIT
+
+    def leader(self, view: int) -> PublicKeyBytes:
+        """Return who leads in ``view``: the CONFIG's order, round and round (P20)."""
+        return self.keys[view % self.count]
+
+    def is_voter(self, key: PublicKeyBytes, journal_id: JournalId) -> bool:
+        """Return whether the node votes: by its key, and with the journal that CONFIG lists."""
+        return self.journals.get(key) == journal_id
+
+
+def form(
+    phase: int, epoch: Epoch, mark: Mark, votes: Mapping[PublicKeyBytes, bytes]
+) -> Certificate:
+    """Return the certificate of these votes for ``mark``, all of them verified."""
+    return Certificate(
+        phase=phase,
+        epoch=epoch,
+        view=View(mark.view),
+        height=mark.height,
+        hash=mark.hash,
+        votes=tuple(sorted(votes.items())),
+    )
+
+
+def is_certified(
+    certificate: Certificate, scope: Scope, electorate: Electorate, verify: Verify
+) -> bool:
+    """Return whether a quorum of ``electorate`` signed, each once, and nobody else.
+
+    The epoch is compared by the caller, who knows whose electorate this is.
+    """
+    votes = certificate.votes
+    keys = {key for key, _ in votes}
+    if len(keys) != len(votes) or len(keys) < electorate.quorum:
+        return False
+    if not keys <= electorate.journals.keys():
+        return False
+    message = scope.vote(
+        certificate.epoch,
+        certificate.view,
+        certificate.phase,
+        certificate.height,
+        certificate.hash,
+    )
+    return all(verify(key, signature, message) for key, signature in votes)
+
+
+def mark_of(certificate: Certificate) -> Mark:
+    """Return the place that ``certificate`` speaks of."""
+    return Mark(certificate.view, certificate.height, certificate.hash)
+
+
+def place_of(mark: Mark) -> tuple[Seq, FrameHash]:
+    """Return height and hash of ``mark``, without the view."""
+    return mark.height, mark.hash

@@ -13,7 +13,11 @@ is wrong. The offset tables stand in docs/formats/.
 `wire.payload`            what a frame carries: COMMIT pages, CONFIG voters
 `wire.frame`              the frame record: head, payload, hash
 `wire.chain`              what may follow what: genesis, PARTIAL runs, page size
-`wire.certificate`        the CERT record: who voted for a frame
+`wire.tuples`             what votes, promises and proposals sign
+`wire.quorum`             how many voters decide, in either fault model
+`wire.certificate`        the CERT record: who voted for a frame, and whether that is enough
+`wire.finality`           which frames of a lineage are final, from public keys alone
+`wire.message`            what nodes say to each other about a shard that they share
 `wire.segment`            LBN2: the one signed container of the archive
 `wire.pageset`            snapshots: manifest, index rows, parts
 ========================  ==============================================================

@@ -5,16 +5,23 @@
     3 | phase u8 | epoch u64 | view u64 | height u64 | hash[32] | n u16 | (key[32] | sig[64]) * n
 
 Signers ascend strictly by key. Epochs with a single voter need no certificate: the author's own
-signature on the frame is the vote. Whether the signers are voters of that epoch, enough of them,
-and their signatures right, is judged by who holds that epoch's CONFIG; `wire.segment` checks that a
-certificate speaks of a frame of the object that carries it.
+signature on the frame is the vote. Decoding judges the form alone, and `wire.segment` that a
+certificate speaks of a frame of the object that carries it. `verify_certificate` judges the votes,
+for which it needs the CONFIG of their epoch, and public keys alone.
+
+A *final* certificate is one of COMMIT votes, in both fault models. PREPARE votes, the first phase
+of the Byzantine one, bind their voters and prove no finality. Phase 0 is the consent of all voters
+to a genesis, over another tuple (`wire.finality`).
 """
 
 import itertools
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable
+from typing import Annotated, Final
 
-from basenet.errors import SegmentCorrupt
+import msgspec
+from msgspec import Meta
+
+from basenet.errors import CertificateInvalid, SegmentCorrupt
 from basenet.units import (
     HASH_BYTES,
     KEY_BYTES,
@@ -26,22 +33,38 @@ from basenet.units import (
     View,
 )
 from basenet.wire.codec import Reader, u8, u16, u64
-from basenet.wire.payload import VOTERS_MAX
+from basenet.wire.payload import VOTERS_MAX, ConfigPayload
+from basenet.wire.quorum import quorum_size
+from basenet.wire.signature import is_signed
+from basenet.wire.tuples import Scope
 
 CERT_RECORD_VERSION: Final = 3
-_PHASE_MAX: Final = 2
+CONSENT: Final = 0
+PREPARE: Final = 1
+COMMIT: Final = 2
+PHASE_MAX: Final = COMMIT
+
+Verify = Callable[[PublicKeyBytes, bytes, bytes], bool]
+"""Whether ``public`` made ``signature`` for ``message``."""
+
+_Key = Annotated[PublicKeyBytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+_Signature = Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Certificate:
-    """Who voted for the frame ``hash`` at ``height`` (its seq), and their signatures."""
+class Certificate(
+    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True
+):
+    """Who voted for the frame ``hash`` at ``height`` (its seq), and their signatures.
 
-    phase: int
-    epoch: Epoch
-    view: View
-    height: Seq
-    hash: FrameHash
-    votes: tuple[tuple[PublicKeyBytes, bytes], ...]
+    A struct with bounds, since it also travels inside messages; in an archive it is a record.
+    """
+
+    phase: Annotated[int, Meta(ge=0, le=PHASE_MAX)]
+    epoch: Annotated[Epoch, Meta(ge=0)]
+    view: Annotated[View, Meta(ge=0)]
+    height: Annotated[Seq, Meta(ge=0)]
+    hash: Annotated[FrameHash, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
+    votes: Annotated[tuple[tuple[_Key, _Signature], ...], Meta(max_length=VOTERS_MAX)]
 
 
 def encode_certificate(certificate: Certificate) -> bytes:
@@ -69,7 +92,7 @@ def decode_certificate(data: bytes | memoryview) -> Certificate:
         raise reader.fail("it is not a CERT record")
     phase, epoch, view, height = reader.u8(), reader.u64(), reader.u64(), reader.u64()
     digest, count = reader.take(HASH_BYTES), reader.u16()
-    if phase > _PHASE_MAX:
+    if phase > PHASE_MAX:
         raise reader.fail(f"phase {phase} is unknown; upgrade basenet")
     if not 1 <= count <= VOTERS_MAX:
         raise reader.fail(f"{count} votes are not within 1..{VOTERS_MAX}")
@@ -91,3 +114,61 @@ def decode_certificate(data: bytes | memoryview) -> Certificate:
 
 def _is_ascending(keys: list[PublicKeyBytes]) -> bool:
     return all(left < right for left, right in itertools.pairwise(keys))
+
+
+def verify_certificate(
+    certificate: Certificate,
+    *,
+    scope: Scope,
+    epoch: Epoch,
+    config: ConfigPayload,
+    phase: int = COMMIT,
+    verify: Verify = is_signed,
+) -> None:
+    """Raise `CertificateInvalid` unless a quorum of ``config``'s voters signed, and nobody else.
+
+    ``config`` is the CONFIG in force in ``epoch`` of the lineage that ``scope`` names; the quorum
+    is that of its fault model. ``phase``: COMMIT for finality. That the certificate speaks of the
+    frame in question is the caller's to compare.
+    """
+    assert config.lineage == scope.lineage, "the CONFIG of another lineage"
+    quorum = quorum_size(len(config.voters), config.fault_model)
+    check_voters(certificate, config, quorum, phase, epoch)
+    message = scope.vote(epoch, certificate.view, phase, certificate.height, certificate.hash)
+    check_signatures(certificate, message, verify)
+
+
+def check_voters(
+    certificate: Certificate, config: ConfigPayload, quorum: int, phase: int, epoch: Epoch
+) -> None:
+    """Raise `CertificateInvalid` unless it has ``quorum`` votes of this phase and epoch.
+
+    All by different voters of ``config``; the signatures are not verified here.
+    """
+    keys = {key for key, _ in certificate.votes}
+    strangers = keys - {voter.key for voter in config.voters}
+    if (certificate.phase, certificate.epoch) != (phase, epoch):
+        problem = f"is of phase {certificate.phase}, not of phase {phase} in epoch {epoch}"
+    elif len(keys) != len(certificate.votes):
+        problem = "counts a voter twice"
+    elif strangers:
+        problem = f"has a vote of {min(strangers).hex()}, which is no voter of the epoch"
+    elif len(keys) < quorum:
+        problem = f"has {len(keys)} of the {quorum} votes that it takes"
+    else:
+        return
+    raise CertificateInvalid(f"{describe_certificate(certificate)} {problem}")
+
+
+def check_signatures(certificate: Certificate, message: bytes, verify: Verify) -> None:
+    """Raise `CertificateInvalid` unless every signature in it is of ``message``."""
+    for key, signature in certificate.votes:
+        if not verify(key, signature, message):
+            raise CertificateInvalid(
+                f"{describe_certificate(certificate)} has a vote that {key.hex()} did not sign"
+            )
+
+
+def describe_certificate(certificate: Certificate) -> str:
+    """Return what an error calls it."""
+    return f"the certificate of frame {certificate.height} in epoch {certificate.epoch}"

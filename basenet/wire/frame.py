@@ -49,7 +49,7 @@ from basenet.units import (
 )
 from basenet.wire.codec import Reader
 from basenet.wire.codec import shard_id as encode_shard_id
-from basenet.wire.signature import Signer, is_signed
+from basenet.wire.signature import AnySigner, is_signed
 
 FRAME_VERSION: Final = 2
 FRAME_VERSION_OLD: Final = 1
@@ -81,6 +81,7 @@ class Flag(IntFlag):
 # Looked up instead of constructed: an enum's constructor costs as much as the hash of a head.
 _KINDS: Final = {int(kind): kind for kind in Kind}
 _FLAGS: Final = tuple(Flag(value) for value in range(8))
+_NO_FLAG: Final = Flag.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +108,20 @@ class Head:
     signature: bytes
     hash: FrameHash
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether only further frames end the transaction that this one begins or goes on with."""
+        # Nearly all frames have no flag, and the `&` of an enum costs as much as a hash.
+        return self.flags is not _NO_FLAG and bool(self.flags & Flag.PARTIAL)
+
+    @property
+    def signed_message(self) -> bytes:
+        """What the author signs: the hash, in the domain of frames."""
+        return _SIGNATURE_DOMAIN + self.hash
+
     def is_signed_by_author(self) -> bool:
         """Return whether the author signed this frame's hash."""
-        return is_signed(self.author, self.signature, _SIGNATURE_DOMAIN + self.hash)
+        return is_signed(self.author, self.signature, self.signed_message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +172,7 @@ def seal(
     view: View,
     prev_hash: FrameHash,
     state_root: StateRoot,
-    signer: Signer,
+    signer: AnySigner,
 ) -> Frame:
     """Return the frame with its checksum, hash and signature."""
     assert seq >= 1, "seq counts from 1"

@@ -5,12 +5,26 @@ can never pass for another. A segment needs no text: its first four bytes are it
 """
 
 from functools import lru_cache
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from basenet.units import PublicKeyBytes
+
+
+class AnySigner(Protocol):
+    """Who can sign: `Signer`, or what stands for it in a simulation."""
+
+    @property
+    def public(self) -> PublicKeyBytes:
+        """The raw 32-byte public key."""
+        ...
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the 64-byte signature of ``message``."""
+        ...
 
 
 class Signer:

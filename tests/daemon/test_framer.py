@@ -12,7 +12,7 @@ from basenet.sqlite.captured import CaptureFlag
 from basenet.units import GROUP_PAGES, HASH_BYTES, ZERO_HASH
 from basenet.wire.frame import Flag, check_link
 from basenet.wire.payload import decode_commit
-from tests.daemon.model import Model, born, frames_of, loaded
+from tests.daemon.model import SHARD, Model, born, frames_of, loaded
 
 
 def salts_from(start: int) -> Callable[[int], bytes]:
@@ -112,7 +112,7 @@ def test_a_run_that_a_restart_cut_off_is_captured_anew(tmp_path: Path) -> None:
     run = model.three_pieces()
     journal.store([framer.frame(run[:2])])
     _, framer = loaded(journal)
-    assert framer.replica.state.tip_seq == 1
+    assert framer.tip.seq == 1
     journal.store([framer.frame(run)])
     record, _ = loaded(journal)
     assert (record.tip.seq, record.tip.state_root) == (4, model.root)
@@ -190,6 +190,7 @@ def test_equal_commits_become_equal_frames_but_for_their_salts(tmp_path: Path) -
         salted = Framer(
             framer.replica,
             framer.tree,
+            shard=SHARD,
             make_salt=salts_from(start),
         )
         records.append(salted.frame([item]).frames[0].record)

@@ -129,9 +129,9 @@ async def test_the_chain_stands_still_while_its_lock_is_held(tmp_path: Path) -> 
         async with bench.pump.chain_lock:
             bench.pump.waiting.put([bench.model.commit()])
             await wait_all_tasks_blocked()
-            assert bench.pump.framer.replica.state.tip_seq == 1
+            assert bench.pump.framer.tip.seq == 1
         assert await bench.drained()
-        assert bench.pump.framer.replica.state.tip_seq == 2
+        assert bench.pump.framer.tip.seq == 2
 
 
 # How many frames

@@ -1,70 +1,79 @@
-"""How many voters make a frame final."""
+"""Who votes, how many votes are enough, and what a certificate must be."""
+
+import itertools
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from basenet.engine.quorum import finalized_seq, quorum_size
-from basenet.units import PublicKeyBytes, Seq
-
-VOTERS_MAX = 31
-
-
-def held(*seqs: int) -> dict[PublicKeyBytes, Seq]:
-    return {PublicKeyBytes(bytes([number]) * 32): Seq(seq) for number, seq in enumerate(seqs)}
-
-
-@pytest.mark.parametrize(
-    ("voters", "size"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (6, 4), (7, 4), (31, 16)]
+from basenet.engine.quorum import COMMIT, Electorate, form, is_certified
+from basenet.units import Epoch, FrameHash, Seq
+from basenet.wire.message import Mark
+from tests.engine.cluster import (
+    SCOPE,
+    Cluster,
+    IdealSigner,
+    config_of,
+    is_signed_ideally,
+    journal_of,
+    key_of,
 )
-def test_a_quorum_is_a_majority_and_both_of_two(voters: int, size: int) -> None:
-    """The table of DESIGN 8."""
-    assert quorum_size(voters) == size
+
+PLACE = Mark(0, Seq(7), FrameHash(b"h" * 32))
 
 
-@given(st.integers(1, VOTERS_MAX))
-def test_any_two_quorums_share_a_voter(voters: int) -> None:
-    """And no smaller number has that property."""
-    size = quorum_size(voters)
-    assert 2 * size > voters
-    assert 2 * (size - 1) <= voters
+def votes(*numbers: int, epoch: int = 1, view: int = 0) -> dict[bytes, bytes]:
+    data = SCOPE.vote(Epoch(epoch), view, COMMIT, PLACE.height, PLACE.hash)  # type: ignore[arg-type]
+    return {key_of(number): IdealSigner(number).sign(data) for number in numbers}
 
 
-def test_no_voters_are_no_quorum() -> None:
-    """An empty map is a mistake of the caller and no shard without opinion."""
-    with pytest.raises(AssertionError, match="no quorum"):
-        quorum_size(0)
-    with pytest.raises(AssertionError, match="no quorum"):
-        finalized_seq({})
+@pytest.mark.parametrize("count", range(1, 8))
+def test_crash_quorums_share_a_voter(count: int) -> None:
+    """protocol 1.1: tried on every pair."""
+    electorate = Electorate(config_of(*range(count)))
+    assert electorate.quorum == count // 2 + 1
+    pairs = itertools.product(itertools.combinations(range(count), electorate.quorum), repeat=2)
+    assert all(set(left) & set(right) for left, right in pairs)
 
 
-@pytest.mark.parametrize(
-    ("seqs", "final"),
-    [((7,), 7), ((7, 0), 0), ((7, 5), 5), ((9, 5, 0), 5), ((9, 0, 0), 0), ((9, 8, 7, 0), 7)],
-)
-def test_final_is_what_a_quorum_holds(seqs: tuple[int, ...], final: int) -> None:
-    """A voter that holds nothing counts among the voters."""
-    assert finalized_seq(held(*seqs)) == final
+@pytest.mark.parametrize(("count", "quorum"), [(4, 3), (5, 4), (6, 4), (7, 5)])
+def test_byzantine_quorums_share_an_honest_voter(count: int, quorum: int) -> None:
+    """protocol 1.2: they share more than f, and survive f that say nothing."""
+    electorate = Electorate(config_of(*range(count), byzantine=True))
+    assert electorate.quorum == quorum
+    assert 2 * quorum - count > electorate.faults
+    assert count - electorate.faults >= quorum
 
 
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=VOTERS_MAX))
-def test_final_is_the_highest_seq_that_enough_voters_hold(seqs: list[int]) -> None:
-    """Counted the slow way."""
-    enough = [
-        seq
-        for seq in range(max(seqs) + 1)
-        if sum(mine >= seq for mine in seqs) >= quorum_size(len(seqs))
-    ]
-    assert finalized_seq(held(*seqs)) == max(enough)
+def test_a_voter_is_a_key_with_a_journal() -> None:
+    """protocol 1.3, P23: the same key with another journal votes no more."""
+    electorate = Electorate(config_of(0, 1, 2))
+    assert electorate.is_voter(key_of(1), journal_of(1))
+    assert not electorate.is_voter(key_of(1), journal_of(1, life=1))
+    assert not electorate.is_voter(key_of(5), journal_of(5))
+    cluster = Cluster(3)
+    wiped = cluster.nodes[2]
+    cluster.crash(2)
+    cluster.boot(wiped, journal_id=journal_of(2, life=1))
+    assert not wiped.replica.is_voter
 
 
-@given(
-    st.lists(st.integers(0, 50), min_size=1, max_size=VOTERS_MAX),
-    st.integers(0, VOTERS_MAX),
-    st.integers(0, 50),
-)
-def test_more_stored_never_makes_less_final(seqs: list[int], who: int, more: int) -> None:
-    """Monotonic in every voter."""
-    later = list(seqs)
-    later[who % len(seqs)] += more
-    assert finalized_seq(held(*later)) >= finalized_seq(held(*seqs))
+def test_voters_lead_in_the_order_of_config() -> None:
+    """protocol 1.4, P20: round and round, the first one in view 0."""
+    electorate = Electorate(config_of(2, 0, 1))
+    assert [electorate.leader(view) for view in range(4)] == [key_of(n) for n in (2, 0, 1, 2)]
+
+
+def test_a_certificate_needs_a_quorum_of_its_epochs_voters() -> None:
+    """protocol 1.5: each once, nobody else, for these very words."""
+    electorate = Electorate(config_of(0, 1, 2))
+
+    def holds(found: dict[bytes, bytes], epoch: int = 1) -> bool:
+        certificate = form(COMMIT, Epoch(epoch), PLACE, found)  # type: ignore[arg-type]
+        return is_certified(certificate, SCOPE, electorate, is_signed_ideally)
+
+    assert holds(votes(0, 2))
+    assert not holds(votes(0))
+    assert not holds(votes(0, 7))
+    assert not holds(votes(0, 1, 7))
+    assert not holds(votes(0, 1, view=1))
+    assert not holds(votes(0, 1), epoch=2)
+    assert not holds(votes(0) | {key_of(1): votes(0)[key_of(0)]})

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from basenet.daemon.chain import continue_chain
 from basenet.engine.effects import Persist
-from basenet.engine.events import Event, FrameCaptured, LineageBorn, Stored
-from basenet.engine.replica import Replica
-from basenet.engine.state import ShardState
+from basenet.engine.events import FrameCaptured, Instant
+from basenet.engine.genesis import write_genesis
 from basenet.journal.journal import Journal
 from basenet.journal.records import Batch, FrameRow
 from basenet.units import Lineage, LocalNumber, StateRoot, TimestampNs
@@ -49,15 +49,8 @@ class Storer:
         assert record is not None
         self.tree = StateTree(record.page_size, journal.leaves(SHARD))
         config = decode_config(record.config)
-        self.state = ShardState(
-            shard=SHARD,
-            config=config,
-            tip=record.tip,
-            stored={voter.key: record.tip.seq for voter in config.voters},
-            final_seq=record.tip.seq,
-            local_last=record.local_last,
-        )
-        self.replica = Replica(self.state, SIGNER)
+        author = (SIGNER, journal.journal_id)
+        self.replica = continue_chain(SHARD, config, record.tip, record.local_last, author)
 
     def _be_born(self) -> None:
         voter = Voter(node_id="n", key=SIGNER.public, journal_id=self.journal.journal_id)
@@ -69,11 +62,17 @@ class Storer:
             members_hash=bytes(32),
         )
         tree = StateTree(PAGE_SIZE)
-        self.replica = Replica(ShardState(shard=SHARD), SIGNER)
-        row = self._persist(
-            LineageBorn(
-                config=config, state_root=tree.root(), timestamp_ns=now_ns(), salt=bytes(16)
-            )
+        genesis = write_genesis(
+            config,
+            shard=SHARD,
+            state_root=tree.root(),
+            timestamp_ns=now_ns(),
+            salt=bytes(16),
+            signer=SIGNER,
+        )
+        none = LocalNumber(0)
+        row = FrameRow(
+            head=genesis.head, record=genesis.record, local_first=LocalNumber(1), local_last=none
         )
         self.journal.begin_lineage(
             shard=SHARD,
@@ -85,14 +84,15 @@ class Storer:
             ),
         )
 
-    def _persist(self, event: Event) -> FrameRow:
-        (effect,) = self.replica.step(event)
+    def _persist(self, event: FrameCaptured) -> FrameRow:
+        effect, *_ = self.replica.step(event, Instant(0))
         assert isinstance(effect, Persist)
+        (own,) = effect.own
         return FrameRow(
-            head=effect.frame.head,
-            record=encode_frame(effect.frame),
-            local_first=effect.local_first,
-            local_last=effect.local_last,
+            head=own.frame.head,
+            record=encode_frame(own.frame),
+            local_first=own.local_first,
+            local_last=own.local_last,
         )
 
     def commit(self, pieces: int) -> None:
@@ -121,7 +121,7 @@ class Storer:
 
     def _store(self, payload: bytes, changed: list[int] | None) -> None:
         is_last = changed is not None
-        last = self.state.local_last
+        last = self.replica.local_last
         row = self._persist(
             FrameCaptured(
                 payload=payload,
@@ -145,12 +145,11 @@ class Storer:
                 )
             ]
         )
-        self.replica.step(Stored(seq=row.head.seq))
         say("stored" if is_last else "piece", row.head.seq)
 
     def archive(self) -> None:
         """Drop what an archive would have by now."""
-        seq = self.state.final_seq - self.chance.randint(0, 20)
+        seq = self.replica.final.height - self.chance.randint(0, 20)
         self.journal.set_archived(SHARD, max(seq, 0), keep_bytes=self.chance.randint(0, 40_000))
         say("archived", seq)
 

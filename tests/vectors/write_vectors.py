@@ -19,6 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from basenet.keys.trust import format_public
@@ -82,6 +83,7 @@ from basenet.wire.segment import (
     service_hash,
 )
 from basenet.wire.signature import Signer
+from basenet.wire.tuples import Scope, acknowledgement
 
 HERE = Path(__file__).parent
 SIGNER = Signer(sha256(b"basenet test vectors").digest())
@@ -93,6 +95,26 @@ START_NS = TimestampNs(1_790_000_000_000_000_000)
 ROOTS = [(0, 0), (4096, 1), (512, 17), (1024, 4097)]
 ZSTD = {"frame-commit-zstd", "page-set-inline", "page-set", "page-set-index", "page-set-part"}
 INLINE_BYTES_MAX = 64
+# The fields of the signed tuples as docs/formats/tuples.md lists them, each with its bytes.
+PLACE = ("height 8", "hash 32")
+TUPLES = {
+    "vote": ("epoch 8", "view 8", "phase 1", *PLACE),
+    "newview": ("epoch 8", "view 8", "high_view 8", "high_height 8", "high_hash 32", "qc_hash 32"),
+    "propose": (
+        *("epoch 8", "view 8", "prev_height 8", "prev_hash 32", "end_height 8", "end_hash 32"),
+        *("anchor_view 8", "anchor_height 8", "anchor_hash 32"),
+    ),
+    "release": ("epoch 8", "view 8", "target 8"),
+    "wish": ("epoch 8", "view 8"),
+    "refuse": ("epoch 8", *PLACE),
+    "genesis": ("frame_hash 32",),
+    "withdraw": ("frame_hash 32",),
+    "readindex": ("epoch 8", "view 8", "height 8", "nonce 16"),
+    "ack": (
+        *("from 32", "to 32", "boot_nonce 8", "round 8", "list_version 8", "list_hash 32"),
+        *("mode 1", "exceptions_hash 32"),
+    ),
+}
 
 
 def page_of(pgno: int, page_size: int) -> bytes:
@@ -248,6 +270,37 @@ def build_page_set(blocks: list[bytes]) -> tuple[PageSet, bytes]:
     return pages, index
 
 
+def build_tuples() -> dict[str, bytes]:
+    """Return one of each signed tuple; every field has another value."""
+    scope = Scope(LINEAGE, SHARD)
+    epoch, view, height = Epoch(2), View(3), Seq(4)
+    hashes = [FrameHash(bytes([10 + number]) * 32) for number in range(4)]
+    tuples = {
+        "vote": scope.vote(epoch, view, 2, height, hashes[0]),
+        "newview": scope.new_view(epoch, view, -1, Seq(5), hashes[0], hashes[1]),
+        "propose": scope.propose(
+            epoch, view, Seq(5), hashes[0], Seq(6), hashes[1], 1, height, hashes[2]
+        ),
+        "release": scope.release(epoch, view, View(7)),
+        "wish": scope.wish(epoch, view),
+        "refuse": scope.refuse(epoch, height, hashes[0]),
+        "genesis": scope.genesis(hashes[0]),
+        "withdraw": scope.withdraw(hashes[0]),
+        "readindex": scope.read_index(epoch, view, height, bytes(range(16))),
+        "ack": acknowledgement(
+            SIGNER.public,
+            Signer(bytes([1]) * 32).public,
+            bytes(range(8)),
+            9,
+            8,
+            hashes[2],
+            1,
+            hashes[3],
+        ),
+    }
+    return {f"tuple-{name}": data for name, data in tuples.items()}
+
+
 def build_vectors() -> dict[str, bytes]:
     """Return every vector by its name."""
     genesis, raw, small = build_frames()
@@ -278,7 +331,35 @@ def build_vectors() -> dict[str, bytes]:
         "page-set": object_of(Role.PAGE_SET, 1, head, encode_pageset(named)),
         "page-set-index": index,
         "page-set-part": part,
+        **build_tuples(),
     }
+
+
+def decode_tuple(data: bytes) -> dict[str, Any]:
+    """Return what a tuple says, and the signature of the vectors' key under it.
+
+    Nodes never decode one: they build what they expect and verify. So this is written after the
+    table of the document, and not after the program.
+    """
+    domain, rest = data.split(b"\0", 1)
+    name = domain.decode().split("/")[1]
+    said: dict[str, Any] = {"domain": domain.decode()}
+    if name != "ack":
+        length = int.from_bytes(rest[16:18], "big")
+        said |= {"lineage": rest[:16], "shard": rest[18 : 18 + length].decode()}
+        rest = rest[18 + length :]
+    for field in TUPLES[name]:
+        label, size = field.split()
+        value, rest = rest[: int(size)], rest[int(size) :]
+        said[label] = int.from_bytes(value, "big") if is_number(label) else value
+    assert rest == b""
+    return said | {"signature": SIGNER.sign(data)}
+
+
+def is_number(label: str) -> bool:
+    """Return whether a field of a tuple is a number."""
+    numbers = {"epoch", "view", "height", "phase", "target", "round", "version", "mode"}
+    return label.rpartition("_")[2] in numbers
 
 
 def decode_whole_frame(data: bytes) -> Any:
@@ -316,6 +397,7 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "page-set": decode_page_set,
     "page-set-index": bytes,
     "page-set-part": bytes,
+    **{f"tuple-{name}": decode_tuple for name in TUPLES},
 }
 
 
@@ -329,6 +411,8 @@ def describe(value: Any) -> Any:
         raw = bytes(value)
         summary = {"bytes": len(raw), "sha256": sha256(raw).hexdigest()}
         return raw.hex() if len(raw) <= INLINE_BYTES_MAX else summary
+    if isinstance(value, msgspec.Struct):
+        return describe({"type": type(value).__name__, **msgspec.structs.asdict(value)})
     if dataclasses.is_dataclass(value):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return describe({"type": type(value).__name__, **fields})

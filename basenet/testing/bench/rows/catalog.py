@@ -6,6 +6,7 @@ from typing import Final
 from basenet.testing.bench.context import Context
 from basenet.testing.bench.report import Line
 from basenet.testing.bench.rows import (
+    engine,
     fleet,
     kills,
     lag,
@@ -36,4 +37,5 @@ ROWS: Final[dict[str, Row]] = {
     "away": kills.sidecar_away,
     "fleet": fleet.fleet,
     "truncating": truncating.truncating,
+    "engine": engine.engine,
 }

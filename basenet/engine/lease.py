@@ -1,0 +1,406 @@
+"""The leader's half of the lane of heartbeats: which shards this node leads, and until when it may.
+
+Theory of operation
+===================
+
+To every node that is a voter of some shard led here goes one `Heartbeat` in every beat, however
+many shards there are. It names the version and hash of a *lead list*: the whole list the first
+time, afterwards what changed. Its acknowledgement grants all shards of that list at once, except
+those that it names.
+
+A grant is the promise of its giver to enter no other view for one LEASE after it gave it. So the
+*lease* of a shard runs from when the newest heartbeat was **sent** that a quorum granted, less the
+drift of clocks. What makes a grant count:
+
+1. The acknowledgement is signed, and of this run of this node: the boot nonce is in it. One from
+   before a crash never counts, though its number may be in use again (mistake 12).
+2. It names the version and hash of the list that the heartbeat of that number carried. An
+   acknowledgement for another list, or for none, grants nothing (Q7).
+3. The shard stood in that version in its present (epoch, view): each led shard knows *since* which
+   version. So a late answer never grants what was begun, or begun again, after the question.
+4. The giver is a voter by key *and* journal id (P23), and did not except the shard.
+
+Only the newest granting answer of a peer counts. A shard that it excepts keeps the grant that it
+had before, which ends by itself. Nothing here is done per shard in a beat: the questions
+`lease_until` and `quorum_heard_at` compute when asked.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+from basenet.engine.events import Instant
+from basenet.engine.leadlist import LeadList, Term
+from basenet.engine.limits import PULSE_GAP, Timing
+from basenet.engine.liveness import Member
+from basenet.units import JournalId, Lineage, PublicKeyBytes
+from basenet.wire.message import Heartbeat, HeartbeatAck
+from basenet.wire.tuples import acknowledgement
+
+FOREVER: Final = Instant(2**63 - 1)
+LONG_AGO: Final = Instant(0)
+
+Verify = Callable[[bytes, bytes, bytes], bool]
+"""Whether ``public`` made ``signature`` for ``message``."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    """When the heartbeat was sent that was granted, and when the grant arrived."""
+
+    sent_at: Instant
+    heard_at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class _Beat:
+    """A heartbeat that is not answered yet."""
+
+    sent_at: Instant
+    version: int
+    digest: bytes
+
+
+class _Led:
+    """A shard that this node leads."""
+
+    __slots__ = ("followers", "led_at", "quorum", "since", "term")
+
+    def __init__(
+        self, term: Term, followers: tuple[Member, ...], quorum: int, since: int, now: Instant
+    ) -> None:
+        self.term = term
+        self.followers = followers
+        self.quorum = quorum
+        self.since = since
+        self.led_at = now
+
+
+class _Peer:
+    """What goes to one follower, and what it answered.
+
+    ``base``: the version that it holds as far as is known; sending makes it hopeful, a refusal
+    sets it back. ``confirmed``: the last version that it said it holds, and ``changed`` what
+    changed since then. ``refused_from``: answers to heartbeats below this number say nothing new
+    about what it holds. ``quiet_from``: since when its silence counts.
+    """
+
+    __slots__ = (
+        "base",
+        "beats",
+        "changed",
+        "changed_at",
+        "confirmed",
+        "confirmed_digest",
+        "earlier",
+        "exceptions",
+        "grant",
+        "granted_number",
+        "granted_version",
+        "is_silent",
+        "journal_id",
+        "leads",
+        "next_at",
+        "quiet_from",
+        "refused_from",
+        "sent_at",
+    )
+
+    def __init__(self, now: Instant) -> None:
+        self.leads = LeadList()
+        self.beats: dict[int, _Beat] = {}
+        self.base = 0
+        self.confirmed = 0
+        self.confirmed_digest = b""
+        self.changed: dict[Lineage, int] = {}
+        self.changed_at = now
+        self.refused_from = 0
+        self.next_at = now
+        self.sent_at = Instant(now - PULSE_GAP)
+        self.is_silent = False
+        self.journal_id: JournalId | None = None
+        self.forget_grants(now)
+
+    def forget_grants(self, now: Instant) -> None:
+        """Start anew: nothing of what was granted counts."""
+        self.grant: _Grant | None = None
+        self.granted_number = 0
+        self.granted_version = 0
+        self.exceptions: frozenset[Lineage] = frozenset()
+        self.earlier: dict[Lineage, _Grant] = {}
+        self.quiet_from = now
+
+    def grant_of(self, lineage: Lineage, since: int) -> _Grant | None:
+        """Return the newest grant for a shard that is in the list since the version ``since``."""
+        if self.granted_version < since:
+            return None
+        if lineage in self.exceptions:
+            return self.earlier.get(lineage)
+        return self.grant
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it knows that nothing is led here any more."""
+        return not self.leads and self.confirmed == self.leads.version
+
+
+class Leases:
+    """The shards that this node leads, and the grants of their followers."""
+
+    def __init__(
+        self, *, me: PublicKeyBytes, verify: Verify, boot_nonce: bytes, timing: Timing
+    ) -> None:
+        self._me = me
+        self._verify = verify
+        self._boot_nonce = boot_nonce
+        self._timing = timing
+        self._number = 0
+        self._version = 0
+        self._led: dict[Lineage, _Led] = {}
+        self._peers: dict[PublicKeyBytes, _Peer] = {}
+        # Shards whose quorum is looked at once, at these times; the times ascend.
+        self._watched: dict[Lineage, Instant] = {}
+
+    # What the replicas say and ask.
+
+    def lead(
+        self, lineage: Lineage, term: Term, followers: tuple[Member, ...], quorum: int, now: Instant
+    ) -> None:
+        """Begin to lead ``lineage`` in ``term``; to say it again changes nothing."""
+        before = self._led.get(lineage)
+        if before is not None and (before.term, before.followers) == (term, followers):
+            before.quorum = quorum
+            return
+        self.unlead(lineage, now)
+        self._version += 1
+        self._led[lineage] = _Led(term, followers, quorum, self._version, now)
+        for key, _ in followers:
+            peer = self._peers.get(key)
+            if peer is None:
+                peer = self._peers[key] = _Peer(now)
+            peer.leads.put(lineage, term)
+            self._note_change(peer, lineage, now)
+        if quorum > 1:
+            self._watch(lineage, now)
+
+    def unlead(self, lineage: Lineage, now: Instant) -> None:
+        """Stop leading ``lineage``, and tell its followers soon."""
+        led = self._led.pop(lineage, None)
+        if led is None:
+            return
+        self._version += 1
+        self._watched.pop(lineage, None)
+        for key, _ in led.followers:
+            peer = self._peers[key]
+            peer.leads.remove(lineage)
+            peer.earlier.pop(lineage, None)
+            self._note_change(peer, lineage, now)
+
+    def lease_until(self, lineage: Lineage) -> Instant:
+        """Return until when a quorum promised to enter no other view; `LONG_AGO` without one."""
+        led = self._led.get(lineage)
+        if led is None:
+            return LONG_AGO
+        if led.quorum == 1:
+            return FOREVER
+        sent = _newest([grant.sent_at for grant in self._grants(lineage, led)], led.quorum - 1)
+        return LONG_AGO if sent is None else self._timing.lease_from(sent)
+
+    def quorum_heard_at(self, lineage: Lineage, now: Instant) -> Instant:
+        """Return when a quorum last granted ``lineage``, or when this node began to lead it."""
+        led = self._led.get(lineage)
+        if led is None:
+            return LONG_AGO
+        if led.quorum == 1:
+            return now
+        heard = _newest([grant.heard_at for grant in self._grants(lineage, led)], led.quorum - 1)
+        return led.led_at if heard is None else heard
+
+    def needs_no_promise(self, lineage: Lineage) -> bool:
+        """Return whether this node alone is the quorum of ``lineage``."""
+        led = self._led.get(lineage)
+        return led is not None and led.quorum == 1
+
+    def _grants(self, lineage: Lineage, led: _Led) -> Iterable[_Grant]:
+        for key, journal_id in led.followers:
+            peer = self._peers[key]
+            grant = peer.grant_of(lineage, led.since)
+            if grant is not None and peer.journal_id == journal_id:
+                yield grant
+
+    def _note_change(self, peer: _Peer, lineage: Lineage, now: Instant) -> None:
+        peer.leads.version = self._version
+        peer.changed.pop(lineage, None)
+        peer.changed[lineage] = self._version
+        peer.changed_at = now
+        peer.next_at = min(peer.next_at, Instant(peer.sent_at + PULSE_GAP))
+
+    def _watch(self, lineage: Lineage, now: Instant) -> None:
+        self._watched.pop(lineage, None)
+        self._watched[lineage] = Instant(now + self._timing.election_min)
+
+    # What time does.
+
+    @property
+    def wake_at(self) -> Instant | None:
+        """When `beat` or `find_lost` has something to do; None: while nothing is led, never."""
+        due = [peer.next_at for peer in self._peers.values()]
+        due += [self._silent_at(peer) for peer in self._peers.values() if not peer.is_silent]
+        due += [next(iter(self._watched.values()))] if self._watched else []
+        return min(due, default=None)
+
+    def beat(self, now: Instant) -> list[tuple[PublicKeyBytes, Heartbeat]]:
+        """Return the heartbeats that are due, by the key of who gets them."""
+        self._drop_settled(now)
+        if all(peer.next_at > now for peer in self._peers.values()):
+            return []
+        # Those that are nearly due go along, so that all peers come to share one timer.
+        soon = now + self._timing.heartbeat // 4
+        return [
+            (key, self._make_heartbeat(peer, now))
+            for key, peer in self._peers.items()
+            if peer.next_at <= soon and peer.sent_at + PULSE_GAP <= now
+        ]
+
+    def _drop_settled(self, now: Instant) -> None:
+        """Forget the peers with whom nothing is shared any more, once they know it or are gone."""
+        patience = self._timing.election_max
+        gone = [
+            key
+            for key, peer in self._peers.items()
+            if peer.is_settled or (not peer.leads and peer.changed_at + patience <= now)
+        ]
+        for key in gone:
+            del self._peers[key]
+
+    def _make_heartbeat(self, peer: _Peer, now: Instant) -> Heartbeat:
+        self._number += 1
+        leads = peer.leads
+        changed = [lineage for lineage, since in peer.changed.items() if since > peer.base]
+        is_whole = peer.base == 0 or len(changed) > len(leads)
+        heartbeat = Heartbeat(
+            boot_nonce=self._boot_nonce,
+            number=self._number,
+            list_version=leads.version,
+            list_hash=leads.digest(),
+            base_version=0 if is_whole else peer.base,
+            led=leads.entries()
+            if is_whole
+            else tuple(leads.entry(lineage) for lineage in changed if lineage in leads),
+            unled=() if is_whole else tuple(lineage for lineage in changed if lineage not in leads),
+        )
+        peer.base = leads.version
+        peer.sent_at = now
+        peer.next_at = Instant(now + self._timing.heartbeat)
+        # An answer that comes after a LEASE could give no lease any more.
+        for number in [
+            number
+            for number, beat in peer.beats.items()
+            if beat.sent_at + self._timing.lease <= now
+        ]:
+            del peer.beats[number]
+        peer.beats[self._number] = _Beat(now, leads.version, heartbeat.list_hash)
+        return heartbeat
+
+    def find_lost(self, now: Instant) -> list[Lineage]:
+        """Return the shards that were granted by no quorum for the lower bound of ELECTION.
+
+        Each loss is told once. A quorum is lost when a peer falls silent, or in a shard of its own
+        when it was begun or excepted: these are looked at, and no others.
+        """
+        lost: dict[Lineage, None] = {}
+        for peer in self._peers.values():
+            if not peer.is_silent and self._silent_at(peer) <= now:
+                peer.is_silent = True
+                lost |= dict.fromkeys(peer.leads)
+        while self._watched and (first := next(iter(self._watched))):
+            if self._watched[first] > now:
+                break
+            del self._watched[first]
+            lost[first] = None
+        limit = now - self._timing.election_min
+        return [lineage for lineage in lost if self.quorum_heard_at(lineage, now) <= limit]
+
+    def _silent_at(self, peer: _Peer) -> Instant:
+        heard = peer.quiet_from if peer.grant is None else peer.grant.heard_at
+        return Instant(heard + self._timing.election_min)
+
+    # What followers answer.
+
+    def acknowledged(
+        self, sender: PublicKeyBytes, journal_id: JournalId, ack: HeartbeatAck, now: Instant
+    ) -> None:
+        """Take in an answer; one that does not fit what was asked changes nothing."""
+        peer = self._peers.get(sender)
+        if peer is None or ack.boot_nonce != self._boot_nonce:
+            return
+        beat = peer.beats.get(ack.number)
+        if beat is None or not self._is_signed(sender, ack):
+            return
+        if peer.journal_id != journal_id:
+            peer.journal_id = journal_id
+            peer.forget_grants(now)
+            peer.is_silent = False
+        if (ack.held_version, ack.list_hash) != (beat.version, beat.digest):
+            self._send_anew(peer, ack)
+            return
+        self._confirm(peer, beat)
+        if ack.is_granting and ack.number > peer.granted_number:
+            self._grant(peer, ack, beat, now)
+
+    def _is_signed(self, sender: PublicKeyBytes, ack: HeartbeatAck) -> bool:
+        signed = acknowledgement(
+            sender,
+            self._me,
+            ack.boot_nonce,
+            ack.number,
+            ack.held_version,
+            ack.list_hash,
+            int(ack.is_granting),
+            hash_exceptions(ack.exceptions),
+        )
+        return self._verify(sender, ack.signature, signed)
+
+    def _send_anew(self, peer: _Peer, ack: HeartbeatAck) -> None:
+        """Go back to what the peer says it holds, where that is known, else to nothing."""
+        if ack.number < peer.refused_from:
+            return
+        peer.refused_from = self._number + 1
+        held = (ack.held_version, ack.list_hash)
+        is_known = held == (peer.confirmed, peer.confirmed_digest)
+        peer.base = peer.confirmed if is_known else 0
+
+    def _confirm(self, peer: _Peer, beat: _Beat) -> None:
+        if beat.version <= peer.confirmed:
+            return
+        peer.confirmed, peer.confirmed_digest = beat.version, beat.digest
+        peer.changed = {
+            lineage: version for lineage, version in peer.changed.items() if version > beat.version
+        }
+
+    def _grant(self, peer: _Peer, ack: HeartbeatAck, beat: _Beat, now: Instant) -> None:
+        exceptions = frozenset(ack.exceptions)
+        for lineage in exceptions - peer.exceptions:
+            led = self._led.get(lineage)
+            earlier = None if led is None else peer.grant_of(lineage, led.since)
+            if earlier is not None:
+                peer.earlier[lineage] = earlier
+            if led is not None and led.quorum > 1:
+                self._watch(lineage, now)
+        for lineage in peer.exceptions - exceptions:
+            peer.earlier.pop(lineage, None)
+        peer.exceptions = exceptions
+        peer.granted_number, peer.granted_version = ack.number, beat.version
+        peer.grant = _Grant(beat.sent_at, now)
+        peer.is_silent = False
+
+
+def hash_exceptions(exceptions: Sequence[Lineage]) -> bytes:
+    """Return the SHA-256 of the shards that an acknowledgement excepts, in its order."""
+    return sha256(b"".join(exceptions)).digest()
+
+
+def _newest(times: list[Instant], count: int) -> Instant | None:
+    """Return the time that ``count`` of ``times`` reach, None when there are fewer."""
+    return sorted(times, reverse=True)[count - 1] if count <= len(times) else None
