@@ -26,6 +26,7 @@ ALERTS = ROOT / "deploy" / "prometheus-alerts.yml"
 OPERATIONS = ROOT / "docs" / "operations.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 EXAMPLES = ROOT / "docs" / "examples.md"
+PITFALLS = ROOT / "docs" / "pitfalls.md"
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(basenet [^`]+)`")
@@ -223,6 +224,72 @@ def test_every_room_is_on_the_map() -> None:
     rooms = {path.parent.name for path in (ROOT / "basenet").glob("*/__init__.py")}
     text = ARCHITECTURE.read_text()
     assert [room for room in sorted(rooms) if f"| `{room}` |" not in text] == []
+
+
+@pytest.mark.parametrize("room", ["sqlite", "journal", "archive", "daemon", "control", "wire"])
+def test_every_file_of_a_room_is_in_its_theory(room: str) -> None:
+    """The docstring of the room is its map: whoever looks for something starts there."""
+    folder = ROOT / "basenet" / room
+    theory = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    words = set(re.findall(r"\w+", theory))
+    names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert sorted(names - words) == []
+
+
+NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
+
+def functions_of(path: Path) -> set[str]:
+    """Return the names of the functions of a file, none if there is no such file."""
+    if not path.exists():
+        return set()
+    nodes = ast.walk(ast.parse(path.read_text()))
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {node.name for node in nodes if isinstance(node, functions)}
+
+
+def test_every_test_that_is_named_exists() -> None:
+    """Whoever doubts a sentence can run the test beside it."""
+    named = {pair for page in PAGES for pair in NAMED_TEST.findall(page.read_text())}
+    missing = [pair for pair in sorted(named) if pair[1] not in functions_of(ROOT / pair[0])]
+    assert missing == []
+    assert len(named) > 50
+
+
+def test_every_danger_has_a_test_beside_it() -> None:
+    """A row of pitfalls.md says what is done, and which test fails when it is not."""
+    rows = re.findall(r"^\| ([PQ]\d+) \|(.+)\|$", PITFALLS.read_text(), re.MULTILINE)
+    assert len(rows) > 30
+    for name, row in rows:
+        cells = row.split(" | ")
+        assert len(cells) == 3, name
+        assert NAMED_TEST.search(cells[2]), name
+
+
+def sentences_of_the_program() -> Iterator[str]:
+    """Yield every text in basenet/, what is put into it replaced by a letter."""
+    for path in (ROOT / "basenet").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(
+                    str(part.value) if isinstance(part, ast.Constant) else "X"
+                    for part in node.values
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_every_command_that_the_program_speaks_of_exists() -> None:
+    """An error that says what to do names commands and options that there are."""
+    lines = {line for text in sentences_of_the_program() for line in INLINE.findall(text)}
+    assert len(lines) > 10
+    for line in lines:
+        for words in split_commands(" ".join(line.split())):
+            command, left = resolve(words)
+            options = {word.split("=")[0] for word in left if word.startswith("-")}
+            assert options <= known_options(command), words
+            takes_words = any(isinstance(item, click.Argument) for item in command.params)
+            assert takes_words or left[:1] == [] or left[0].startswith("-"), words
 
 
 def logged_events() -> set[str]:

@@ -3,13 +3,16 @@
 ::
 
     writing    backlog -> seal -> uploader -> store        lease: who may; tip: how far
-               pageset -> publish                          snapshots;   schedule: when
+               pageset -> snapshot -> publish              page sets;   schedule: when
                retention -> prune                          what no kept moment needs
     reading    catalog -> lineage, stretch -> plan -> survey
                fetch -> setreader, replay -> place         restore
                inspector, walk -> findings                 verify
     deciding   continuation, parentstate                   how a journal continues an archive
     stores     port: directory, s3, gcs, unconditional     store: by URL;   probe: does it hold?
+               remote, files: what each store needs        patience, backoff, clock: how long
+    common     names -> facts                              baseline: what a restore would begin with
+               pagebuffer, spool                           pages on their way to a file or a part
 
 Nothing here imports SQLite, the journal or the daemon: what is needed from them comes in through
 small Protocols. Reading trusts nothing but keys that the operator named (`trust`).

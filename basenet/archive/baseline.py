@@ -23,7 +23,8 @@ class Baseline:
     """Where a restore of the newest state of a lineage begins.
 
     ``seq`` and ``timestamp_ns``: of the page set's frame, or of the genesis of a database that was
-    born empty. ``stored_bytes``: of the page set, shared parts included; 0 for a genesis.
+    born empty. ``name``: of the page set's manifest, None for a genesis. ``stored_bytes``: of the
+    page set, shared parts included; 0 for a genesis.
     ``log_bytes``: of the log objects that are read after it. ``problem``: the sentence that says
     why there is no base; the numbers are 0 then.
     """
@@ -34,6 +35,7 @@ class Baseline:
     stored_bytes: int
     log_bytes: int
     problem: str | None = None
+    name: str | None = None
 
 
 async def read_baseline(
@@ -74,6 +76,7 @@ async def read_baseline(
             timestamp_ns=head.timestamp_ns,
             stored_bytes=plan.stored_bytes - log_bytes,
             log_bytes=log_bytes,
+            name=plan.base.item.name,
         )
     genesis = plan.line[0].genesis
     assert genesis is not None, "without a page set a plan begins with a genesis"

@@ -17,6 +17,13 @@ not to be believed, or not     `Refuse`, with the sentence that says how to go o
 to be told
 =============================  =================================================================
 
+An archive that was broken off or damaged must not stop its database from being archived. When its
+newest state cannot be told (its first snapshot never finished, a part or a frame is missing), the
+child begins with all pages *unknown*: it brings every page itself, and needs a snapshot. Likewise
+our own lineage is not continued when its genesis is gone. What is refused is what would make
+history of somebody else's: a key that is not trusted, two leaves, a TIP that proves more than is
+there.
+
 "Anything else" is a journal that is empty, older (a restored backup), another's, or a copy with an
 identity of its own; and an archive that somebody else has continued. None of these may go on with
 the lineage, because frames that they do not know may be final elsewhere. A child costs nothing: no
@@ -33,16 +40,27 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from basenet.archive.catalog import Catalog, LineageItems, LogItem, read_catalog
-from basenet.archive.facts import LogFacts, TipFacts, make_log_facts, open_log, open_set, open_tip
+from basenet.archive.facts import (
+    LogFacts,
+    TipFacts,
+    make_log_facts,
+    open_log,
+    open_set,
+    open_tip,
+    sign_of,
+)
 from basenet.archive.fetch import Fetcher
+from basenet.archive.lineage import find_leaves
 from basenet.archive.names import ShardNames
 from basenet.archive.parentstate import ParentState, read_tip_state
-from basenet.archive.plan import Plan, Wish, find_genesis, list_lineages
+from basenet.archive.plan import Wish, find_genesis, list_lineages
 from basenet.archive.port import Store, StoreNotFound, StoreRefused
 from basenet.archive.stretch import Stretch, find_doubtful, find_gap, resolve
 from basenet.archive.survey import Survey
-from basenet.errors import BasenetError, CorruptionError, UnavailableError
-from basenet.units import FrameHash, JournalId, Lineage, PublicKeyBytes, Seq
+from basenet.archive.trust import Genesis
+from basenet.errors import BasenetError, CorruptionError, UnavailableError, UntrustedKey
+from basenet.units import ZERO_HASH, FrameHash, JournalId, Lineage, PublicKeyBytes, Seq
+from basenet.wire.frame import Flag, Head
 from basenet.wire.payload import ConfigPayload
 
 
@@ -84,13 +102,15 @@ class Resume:
     """Go on in the journal's lineage; frames above ``archived_seq`` are to be shipped.
 
     ``needs_snapshot``: the log has a gap that the journal cannot fill, so that only a new snapshot
-    ends it; shipping then begins at the journal's first frame.
+    ends it; shipping then begins at the journal's first frame. ``has_tip``: there is a TIP that is
+    ours; otherwise one is to be written, also if no frame follows.
     """
 
     archived_seq: Seq
     needs_snapshot: bool
     archive_epoch: int
     notes: tuple[str, ...] = ()
+    has_tip: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +118,9 @@ class Child:
     """Begin a child lineage of the frame ``seq``, ``hash`` of ``parent``.
 
     ``state``: the database there; None when the parent is the journal's own history, which is not
-    in the archive: then the journal's leaves are that state, and a snapshot is needed.
+    in the archive: then the journal's leaves are that state. ``needs_snapshot``: nothing of the
+    child can be restored before it has one. ``has_regressed``: the archive is ahead of a journal
+    that is its own, which was put back to an older state.
     """
 
     parent: Lineage
@@ -108,6 +130,8 @@ class Child:
     is_forced: bool
     archive_epoch: int
     notes: tuple[str, ...] = ()
+    needs_snapshot: bool = False
+    has_regressed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +213,7 @@ class _Decision:
             and await self._is_leaf(journal, lineages)
         )
         resume = await self._resume(journal, tip) if journal is not None and is_ours else None
-        return resume or await self._begin_child()
+        return resume or await self._begin_child(tip)
 
     # An archive that holds nothing.
 
@@ -210,6 +234,12 @@ class _Decision:
                 archive_epoch=self._archive_epoch,
             )
         # The log before is nowhere, and without its genesis a lineage cannot be placed.
+        return self._continue_journal(
+            journal, "the archive is new to this journal, which holds no complete log"
+        )
+
+    def _continue_journal(self, journal: JournalFacts, note: str) -> Child:
+        """Return a child of the journal's own history, as far as that is known to the journal."""
         return Child(
             parent=journal.lineage,
             seq=journal.tip_seq,
@@ -217,7 +247,8 @@ class _Decision:
             state=None,
             is_forced=not any(voter.key == self._key for voter in journal.config.voters),
             archive_epoch=self._archive_epoch,
-            notes=("the archive is new to this journal, which holds no complete log",),
+            notes=(*self._notes, note),
+            needs_snapshot=True,
         )
 
     # Going on in our own lineage.
@@ -235,8 +266,11 @@ class _Decision:
                 return False
         return True
 
-    async def _resume(self, journal: JournalFacts, tip: TipFacts | None) -> Resume | None:
-        """Return where to go on, or None if the journal does not stand at or above the archive."""
+    async def _resume(self, journal: JournalFacts, tip: TipFacts | None) -> Resume | Child | None:
+        """Return where to go on, or None if the journal does not stand at or above the archive.
+
+        A child of our own history, when the archive has lost our genesis and the journal, too.
+        """
         items = self._catalog.items(journal.lineage)
         stretch = await self._resolve(items)
         sets = [item.set.to_seq for item in items.sets]
@@ -248,6 +282,12 @@ class _Decision:
         first_gap = find_gap(
             stretch.spans, max([*(seq + 1 for seq in sets if seq <= end), journal.genesis_seq]), end
         )
+        if not await self._has_genesis(items):
+            if journal.first_seq > journal.genesis_seq:
+                return self._continue_journal(
+                    journal, f"lineage {journal.lineage.hex()} has lost its genesis"
+                )
+            first_gap = (journal.genesis_seq, journal.genesis_seq)
         archived_seq = end if first_gap is None else Seq(first_gap[0] - 1)
         needs_snapshot = journal.first_seq > archived_seq + 1
         if first_gap is not None:
@@ -259,7 +299,16 @@ class _Decision:
             needs_snapshot=needs_snapshot,
             archive_epoch=self._archive_epoch,
             notes=tuple(self._notes),
+            has_tip=tip is not None and tip.lineage == journal.lineage,
         )
+
+    async def _has_genesis(self, items: LineageItems) -> bool:
+        """Return whether the first log object is there and begins with the genesis."""
+        try:
+            facts = await self._read(items.logs[:1])
+        except CorruptionError:
+            return True  # damaged, and not gone: only a person can tell what it held
+        return bool(facts) and find_genesis(facts[0]) is not None
 
     def _check_tip_ahead(self, journal: JournalFacts, tip: TipFacts, end: Seq) -> None:
         """Objects above ``end`` were deleted; go on only if our journal knows what they held."""
@@ -306,17 +355,78 @@ class _Decision:
 
     # A child lineage.
 
-    async def _begin_child(self) -> Child | Resume:
+    async def _begin_child(self, tip: TipFacts | None) -> Child | Resume:
+        try:
+            return await self._continue_plan()
+        except UntrustedKey:
+            raise
+        except CorruptionError as error:
+            return await self._continue_blindly(tip, error)
+
+    async def _continue_blindly(
+        self, tip: TipFacts | None, error: CorruptionError
+    ) -> Child | Resume:
+        """Return a child of the archive's last commit, whose state cannot be told: ``error``."""
+        lineages = list_lineages(self._catalog)
+        geneses = {lineage: await self._find_genesis(lineage) for lineage in lineages}
+        leaves = find_leaves(geneses)
+        if len(leaves) != 1:
+            raise error
+        (leaf,) = leaves
+        found = await self._find_last_commit(await self._resolve(self._catalog.items(leaf)))
+        seq, digest = (found.seq, found.hash) if found else (Seq(0), FrameHash(ZERO_HASH))
+        if self._is_unshipped_child(leaf, seq, digest):
+            return self._ship_child()
+        if found is None or found.author not in self._believed:
+            raise error
+        if tip is not None and (
+            tip.lineage not in geneses or (tip.lineage == leaf and tip.head.seq > found.seq)
+        ):
+            raise error  # there was more, which only a person can give up
+        self._notes.append(f"{error}; so the child brings every page, and needs a snapshot")
+        return Child(
+            parent=leaf,
+            seq=found.seq,
+            hash=found.hash,
+            state=ParentState(head=found, page_size=0, db_pages=0, groups=b"", known=b""),
+            is_forced=found.author != self._key,
+            archive_epoch=self._archive_epoch,
+            notes=tuple(self._notes),
+            needs_snapshot=True,
+            has_regressed=self._has_regressed(),
+        )
+
+    async def _find_genesis(self, lineage: Lineage) -> Genesis | None:
+        logs = self._catalog.items(lineage).logs
+        return find_genesis((await self._read(logs[:1]))[0]) if logs else None
+
+    async def _find_last_commit(self, stretch: Stretch) -> Head | None:
+        """Return the head of the last frame that ends a commit, signed by its author."""
+        for span in reversed(stretch.spans):
+            item = span.item
+            segment = open_log(await self._fetcher.get(item.name), item.name, item.log, self._names)
+            if sign_of(segment, item.name).signer not in self._believed:
+                return None
+            for frame in reversed(segment.frames[: span.last - segment.start_seq + 1]):
+                if not frame.head.flags & Flag.PARTIAL:
+                    return frame.head if frame.head.is_signed_by_author() else None
+        return None
+
+    def _has_regressed(self) -> bool:
+        """Return whether the journal is one that wrote the archive, and was put back since."""
+        journal = self._journal
+        return (
+            journal is not None
+            and journal.lineage in list_lineages(self._catalog)
+            and journal.is_written_by(self._key)
+        )
+
+    async def _continue_plan(self) -> Child | Resume:
         survey = Survey(self._fetcher, self._catalog)
         plan = await survey.make_plan(Wish(), self._trusted)
-        if self._is_unshipped_child(plan):
-            assert self._journal is not None, "only a journal can hold an unshipped child"
-            return Resume(
-                archived_seq=Seq(self._journal.genesis_seq - 1),
-                needs_snapshot=False,
-                archive_epoch=self._archive_epoch,
-                notes=plan.notes,
-            )
+        target = plan.target
+        if self._is_unshipped_child(target.lineage, target.seq, target.hash):
+            return self._ship_child()
         tip = await read_tip_state(plan, survey, self._fetcher)
         for span in plan.spans[-1:]:
             await self._read([span.item])
@@ -328,19 +438,35 @@ class _Decision:
             is_forced=not tip.standing.accepts(self._key),
             archive_epoch=self._archive_epoch,
             notes=plan.notes,
+            has_regressed=self._has_regressed(),
         )
 
-    def _is_unshipped_child(self, plan: Plan) -> bool:
-        """Return whether our lineage is the child of this very moment, of which nothing is stored.
+    def _is_unshipped_child(self, lineage: Lineage, seq: Seq, digest: FrameHash) -> bool:
+        """Return whether our lineage continues the archive's last commit, and waits in our journal.
 
-        It was born from an earlier decision like this one; its genesis still waits in our journal.
+        It was born from an earlier decision like this one. The frame that it continues may lie
+        beyond that commit, when it is one of our own that the archive lost.
         """
-        journal, target = self._journal, plan.target
-        return (
-            journal is not None
-            and journal.first_seq <= journal.genesis_seq
-            and journal.is_written_by(self._key)
-            and journal.config.parent == (target.lineage, target.seq, target.hash)
+        journal = self._journal
+        if (
+            journal is None
+            or journal.config.parent is None
+            or journal.first_seq > journal.genesis_seq
+            or not journal.is_written_by(self._key)
+        ):
+            return False
+        parent, parent_seq, parent_hash = journal.config.parent
+        if parent_seq == seq:
+            return (parent, parent_hash) == (lineage, digest)
+        return parent == lineage and parent_seq > seq
+
+    def _ship_child(self) -> Resume:
+        assert self._journal is not None, "only a journal can hold an unshipped child"
+        return Resume(
+            archived_seq=Seq(self._journal.genesis_seq - 1),
+            needs_snapshot=False,
+            archive_epoch=self._archive_epoch,
+            notes=tuple(self._notes),
         )
 
     # Reading.

@@ -361,12 +361,20 @@ class DirectoryTree:
             raise kind(
                 sentence.format(
                     where=f"the archive directory {self.root}",
-                    what=error.filename or name,
+                    what=_find_in_the_way(Path(error.filename)) if error.filename else name,
                     name=name,
                     reason=error.strerror,
                     user=os.geteuid(),
                 )
             ) from error
+
+
+def _find_in_the_way(path: Path) -> Path:
+    """Return the first file on the way to ``path`` that is no directory, or else ``path``."""
+    for parent in reversed(path.parents):
+        if parent.exists() and not parent.is_dir():
+            return parent
+    return path
 
 
 def _scan(path: Path, above: str) -> list[tuple[str, int | None]]:

@@ -67,7 +67,10 @@ class Inspection:
         return tuple(self._problems)
 
     def report(self, name: str, sentence: str) -> None:
-        """Take down a problem of the object ``name``."""
+        """Take down a problem of the object ``name``, with which the sentence may begin."""
+        sentence = sentence.removeprefix(f"{name}: ")
+        if sentence.startswith(f"{name} "):
+            sentence = f"it{sentence.removeprefix(name)}"
         self._problems.setdefault(Problem(object=name, sentence=sentence))
 
     def report_lost(self, name: str) -> None:

@@ -35,7 +35,7 @@ from basenet.archive.names import LOG_FOLDER_SEQS
 from basenet.archive.port import StoreNotFound
 from basenet.archive.setreader import SetReader
 from basenet.archive.stretch import Span, Stretch, find_doubtful, resolve
-from basenet.archive.trust import check_author, check_signer
+from basenet.archive.trust import check_set_author, check_signer
 from basenet.archive.walk import Walk
 from basenet.errors import ChainBroken, ConflictError, CorruptionError
 from basenet.units import HASH_BYTES, Seq
@@ -80,6 +80,8 @@ class LineageInspector:
         self._sets = deque(sets)
         self._orphans: tuple[Span, ...] = ()
         self._parts: set[str] = set()  # the names of parts that a manifest names
+        self.gaps: list[tuple[Seq, Seq]] = []
+        """The frames, from and to, that are missing and should not be."""
 
     @property
     def end(self) -> Seq:
@@ -190,16 +192,29 @@ class LineageInspector:
     def _report_gap(self, last: Seq) -> None:
         """Report that the frames from the one that is due to ``last`` are missing."""
         first, lineage = self._due, self._items.lineage
-        if last <= self._limits.pruned_to or self._is_abandoned_for_long(first):
+        if self._is_left_by_retention(first, last):
             self._inspection.notes.append(
                 f"frames {first}..{last} of lineage {lineage.hex()} are gone, as retention leaves "
                 "it: no moment that it keeps needs them"
             )
             return
+        self.gaps.append((first, last))
         self._inspection.report(
             f"{self._names.lineage(lineage)}log/{first // LOG_FOLDER_SEQS:016d}/{first:020d}-*",
             f"frames {first}..{last} are missing: no log object holds them",
         )
+
+    def _is_left_by_retention(self, first: Seq, last: Seq) -> bool:
+        """Return whether retention may have deleted the frames ``first`` .. ``last``.
+
+        A gap can reach from below the oldest page set to above the seq at which the lineage was
+        left: an abandoned object with a CONFIG stays, and everything before it goes.
+        """
+        left_at, pruned_to = self._limits.left_at, self._limits.pruned_to
+        needed_to = last if left_at is None else min(last, left_at)
+        if needed_to >= first and needed_to > pruned_to:
+            return False
+        return needed_to == last or self._is_abandoned_for_long(Seq(max(first, needed_to + 1)))
 
     def _is_abandoned_for_long(self, first: Seq) -> bool:
         """Return whether nothing from ``first`` on is part of a line, and all of it is old."""
@@ -226,7 +241,7 @@ class LineageInspector:
         is_sound = True
         try:
             check_signer(self._walk.standing, facts.signed)
-            check_author(self._walk.standing, facts.head, item.name)
+            check_set_author(self._walk.standing, facts)
             self._check_place(facts)
         except CorruptionError as error:
             self._inspection.report(item.name, str(error))

@@ -45,6 +45,7 @@ from basenet.archive.clock import SECOND_NS, SYSTEM_CLOCK, Clock
 from basenet.archive.names import ShardNames
 from basenet.archive.port import Store, StoreConflict, StoreNotFound, Token
 from basenet.errors import ConflictError, UnavailableError
+from basenet.keys.trust import get_fingerprint
 from basenet.units import JournalId, Lineage, PublicKeyBytes
 
 LEASE_TTL_SECONDS: Final = 30
@@ -141,6 +142,14 @@ def _unreadable(name: str) -> ConflictError:
     )
 
 
+def _show_key(key: str) -> str:
+    """Return the fingerprint of the key in a LEASE, which nobody signed and may be anything."""
+    try:
+        return get_fingerprint(bytes.fromhex(key))
+    except ValueError:
+        return "no key"
+
+
 async def read_lease(store: Store, names: ShardNames) -> SeenLease | None:
     """Return the shard's lease, or None when there is none."""
     try:
@@ -181,6 +190,8 @@ class Lease:
         # Which version we saw first, and when: it is old once it stood still for a TTL.
         self._standing: tuple[Token, int] | None = None
         self._epoch_floor = 0
+        self.waits_for: str | None = None
+        """Who holds the lease that we wait for, as a part of a sentence."""
 
     @property
     def archive_epoch(self) -> int | None:
@@ -222,13 +233,17 @@ class Lease:
             await self._wait_until_free()
 
     async def _wait_until_free(self) -> None:
-        while (seen := self._observed) is not None and not self._is_free(seen):
-            await trio.sleep(min(POLL_SECONDS, self._rest_seconds(seen) + 0.001))
-            now = await read_lease(self._store, self._names)
-            if now is None or now.token != seen.token:
-                if now and not (now.body.is_released or self._is_ours(now.body)):
-                    raise self._held_by(now.body)
-                self._observed = now
+        try:
+            while (seen := self._observed) is not None and not self._is_free(seen):
+                self.waits_for = f"node {seen.body.node} (archive epoch {seen.body.archive_epoch})"
+                await trio.sleep(min(POLL_SECONDS, self._rest_seconds(seen) + 0.001))
+                now = await read_lease(self._store, self._names)
+                if now is None or now.token != seen.token:
+                    if now and not (now.body.is_released or self._is_ours(now.body)):
+                        raise self._held_by(now.body)
+                    self._observed = now
+        finally:
+            self.waits_for = None
 
     def _rest_seconds(self, seen: SeenLease) -> float:
         """Return for how long ``seen`` must yet stand still, by our own clock."""
@@ -252,7 +267,7 @@ class Lease:
     def _held_by(self, body: LeaseBody) -> LeaseHeld:
         return LeaseHeld(
             f"shard {self._names.shard} in {self._store.url} is archived by node {body.node} "
-            f"(key {body.key[:16]}, archive epoch {body.archive_epoch}): stop that basenet, or "
+            f"({_show_key(body.key)}, archive epoch {body.archive_epoch}): stop that basenet, or "
             "give this one another BASE_SERVICE or archive"
         )
 

@@ -16,7 +16,8 @@ continues; "latest" means the leaf. Two leaves are two databases, and only the o
 which one is meant. The *line* runs from the root to the chosen lineage; frames of an ancestor above
 the seq at which it was left are abandoned: listed, and never mixed in.
 
-A lineage whose genesis is gone can only be chosen by name: nothing then says whom it continues.
+A lineage whose genesis is gone can only be chosen by name: nothing then says whom it continues. If
+another lineage continues it, that one's page sets are where a restore begins.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,15 +50,17 @@ class Reach:
 def find_leaf(geneses: Mapping[Lineage, Genesis | None], shard: str) -> Lineage:
     """Return the one lineage that nobody continues.
 
-    Raises `CorruptionError` when a genesis is missing and `ConflictError` for two leaves.
+    A lineage that lost its genesis and is continued is no leaf, whomever it continued itself.
+    Raises `CorruptionError` when the genesis of another one is missing and `ConflictError` for two
+    leaves.
     """
+    leaves = find_leaves(geneses)
     for lineage, genesis in geneses.items():
-        if genesis is None:
+        if genesis is None and lineage in leaves:
             raise CorruptionError(
                 f"lineage {lineage.hex()} of shard {shard!r} has lost its genesis, its first log "
                 "object, so nothing says whom it continues; choose one with --lineage HEX"
             )
-    leaves = find_leaves(geneses)
     if len(leaves) > 1:
         named = " and ".join(
             f"{lineage.hex()} (from seq {genesis.head.seq})"

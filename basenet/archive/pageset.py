@@ -53,7 +53,7 @@ from basenet.wire.merkle import (
 from basenet.wire.pageset import BLOCK_ZSTD_LEVEL, decode_block
 from basenet.wire.payload import decode_commit
 
-CHUNK_BYTES: Final = 4 * MIB
+CHUNK_BYTES: Final = 2 * MIB
 DUTY: Final = 0.5
 
 
@@ -80,7 +80,7 @@ class SnapshotSource(FrameSource, Protocol):
         """Return s0: every commit up to it is captured. Not within a PARTIAL run."""
         ...
 
-    async def read_pages(self, first_pgno: int, count: int) -> bytes:
+    async def read_pages(self, first_pgno: int, count: int) -> bytes | memoryview:
         """Return pages as they stand now, each of them committed; fewer at the file's end."""
         ...
 
@@ -156,17 +156,18 @@ class _Copy:
         self._lock_page = lock_page(start.page_size)
         self._compressor = zstandard.ZstdCompressor(level=BLOCK_ZSTD_LEVEL)
 
-    def add_chunk(self, first_pgno: int, count: int, data: bytes) -> None:
+    def add_chunk(self, first_pgno: int, count: int, data: bytes | memoryview) -> None:
         """Take in ``count`` pages from ``first_pgno``, the first one of a group."""
-        page_size = self.page_size
-        pages = bytearray(data[: count * page_size])
-        # Cut off while we read it: whatever stood there is not part of the state at s, or comes
-        # with a frame.
-        pages.extend(bytes(count * page_size - len(pages)))
-        group_bytes = GROUP_PAGES * page_size
-        for start in range(0, len(pages), group_bytes):
-            pgno = first_pgno + start // page_size
-            self._put_group(pgno, pages[start : start + group_bytes])
+        size = count * self.page_size
+        given = memoryview(data)[:size]
+        step = GROUP_PAGES * self.page_size
+        for start in range(0, size, step):
+            end = min(start + step, size)
+            pages = bytearray(given[start:end])
+            # Cut off while we read it: whatever stood there is not part of the state at s, or
+            # comes with a frame.
+            pages.extend(bytes(end - start - len(pages)))
+            self._put_group(first_pgno + start // self.page_size, pages)
 
     def _put_group(self, first_pgno: int, pages: bytearray) -> None:
         """Store the group that begins with ``first_pgno``, in the form that its hash speaks of."""
@@ -285,8 +286,10 @@ async def _copy_pages(
     for first_pgno in range(1, start.db_pages + 1, chunk_pages):
         begun_at = trio.current_time()
         count = min(chunk_pages, start.db_pages - first_pgno + 1)
-        data = await source.read_pages(first_pgno, count)
-        await trio.to_thread.run_sync(copy.add_chunk, first_pgno, count, data)
+        # Without a name for it, so that one chunk is gone before the next one comes.
+        await trio.to_thread.run_sync(
+            copy.add_chunk, first_pgno, count, await source.read_pages(first_pgno, count)
+        )
         progress.pages_done += count
         await trio.sleep((trio.current_time() - begun_at) * (1 / duty - 1))
 

@@ -35,6 +35,7 @@ from basenet.archive.trust import (
     begin,
     change,
     check_author,
+    check_set_author,
     check_signer,
     enter,
     read_genesis,
@@ -353,9 +354,16 @@ class _Planner:
                 f"{where} reaches back to seq {min(seqs)}, and seq {target} lies before that: "
                 "choose a later moment"
             )
+        strays = [
+            entry.name.removesuffix(".idx")
+            for reach in line
+            for entry in self._catalog.items(reach.lineage).stray_indexes
+        ]
+        # Somebody deleted it, or the snapshot was broken off.
+        hint = f" ({strays[-1]}.lbn is missing, and its index is there)" if strays else ""
         return CorruptionError(
             f"{where} has no page set, and its database existed before its first frame: nothing "
-            "says what it held; wait for the first snapshot, or bring the page set back"
+            f"says what it held{hint}; wait for the first snapshot, or bring the page set back"
         )
 
     # The target.
@@ -524,7 +532,7 @@ class _Planner:
             if reach.last is not None:
                 standing = self._find_change(standing, reach, reach.last, None)
         check_signer(standing, base.facts.signed)
-        check_author(standing, base.facts.head, base.item.name)
+        check_set_author(standing, base.facts)
         return standing
 
     def _enter(self, standing: Standing, reach: Reach) -> Standing:

@@ -21,7 +21,7 @@ has just found.
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -53,7 +53,7 @@ from basenet.wire.segment import Role, encode_segment
 
 INLINE_BYTES_MAX: Final = MIB
 UPLOADS_MAX: Final = 4
-UPLOAD_BYTES_MAX: Final = 32 * MIB
+UPLOAD_BYTES_MAX: Final = 8 * MIB
 RETRY_DEADLINE_SECONDS: Final = 300.0
 
 _Result = TypeVar("_Result")
@@ -62,10 +62,18 @@ BeforeManifest = Callable[[Seq], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredSet:
-    """A snapshot that is in the archive: what a manifest says, and the rows of its index."""
+    """A snapshot that is in the archive: what a manifest says, and the rows of its index.
+
+    ``held``: the sizes of the lineage's parts that are listed, by name.
+    """
 
     facts: SetFacts
     rows: Sequence[IndexRow]
+    held: Mapping[str, int]
+
+    def has_part(self, part: Part) -> bool:
+        """Return whether ``part`` is there: somebody may have deleted it."""
+        return self.held.get(part.file_name) == part.stored_len
 
     @property
     def stored_bytes(self) -> int:
@@ -75,11 +83,14 @@ class StoredSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A snapshot that was just stored; ``new_bytes`` without the parts that it shares.
+    """A snapshot that was just stored, by its manifest ``name``.
+
+    ``new_bytes``: without the parts that it shares.
 
     ``repaired``: the names of parts that were found damaged and were written again.
     """
 
+    name: str
     seq: Seq
     timestamp_ns: TimestampNs
     db_pages: int
@@ -105,7 +116,8 @@ async def read_newest_set(
 ) -> StoredSet | None:
     """Return the newest snapshot of the lineage, or None if there is none that can be used.
 
-    It only saves storing what is there: one that cannot be read or believed is not used.
+    It only saves storing what is there: one that cannot be read or believed is not used, nor a
+    part that is not listed.
     """
     prefix = f"{seal.names.lineage(seal.lineage)}set/L{SNAPSHOT_LEVEL}/"
     names = [entry.name async for entry in store.list(prefix) if entry.name.endswith(".lbn")]
@@ -116,10 +128,19 @@ async def read_newest_set(
         try:
             facts = open_set(await store.get_data(name), name, parsed, seal.names)
             if facts.signed.signer in trusted:
-                return StoredSet(facts=facts, rows=await _read_rows(store, seal, facts))
+                return StoredSet(
+                    facts=facts,
+                    rows=await _read_rows(store, seal, facts),
+                    held=await _list_parts(store, seal),
+                )
         except (CorruptionError, StoreNotFound):
             continue
     return None
+
+
+async def _list_parts(store: Store, seal: Seal) -> dict[str, int]:
+    folder = f"{seal.names.lineage(seal.lineage)}part/"
+    return {entry.name.removeprefix(folder): entry.size async for entry in store.list(folder)}
 
 
 async def _read_rows(store: Store, seal: Seal, facts: SetFacts) -> Sequence[IndexRow]:
@@ -165,8 +186,8 @@ class Publisher:
     ) -> Published:
         """Store ``draft``; it exists when this returns, and does not if this raises.
 
-        ``before_manifest`` is awaited when all but the manifest is stored: until the log is
-        archived up to the snapshot's seq. Raises `UnavailableError` or `UsageError` when the store
+        ``before_manifest`` is awaited when all parts are stored: until the log is archived up to
+        the snapshot's seq. Raises `UnavailableError` or `UsageError` when the store
         failed for `retry_deadline_seconds`, and the lease's `ConflictError`.
         """
         progress.phase = Phase.UPLOADING
@@ -278,12 +299,14 @@ class Publisher:
             parts=tuple(place.part for place in placed),
             inline=inline,
         )
-        if not is_inline:
-            await self._put_index(self._seal.names.page_set(_index_name(name)), index, draft, name)
         if before_manifest is not None:
             await before_manifest(draft.head.seq)
+        if not is_inline:
+            # Late: an index without a manifest looks as if somebody had deleted the manifest.
+            await self._put_index(self._seal.names.page_set(_index_name(name)), index, draft, name)
         await self._put_manifest(draft, name, pages)
         return Published(
+            name=self._seal.names.page_set(name),
             seq=draft.head.seq,
             timestamp_ns=draft.head.timestamp_ns,
             db_pages=draft.db_pages,
@@ -414,6 +437,8 @@ def _find_shared(newest: StoredSet | None, groups: range, node_hash: bytes) -> _
         return None
     part = newest.facts.pages.parts[number]
     if part.node_hash != node_hash or newest.facts.pages.part_groups_of(number) != groups:
+        return None
+    if not newest.has_part(part):
         return None
     sizes = [row.stored_size for row in newest.rows[groups.start : groups.stop]]
     return _Placed(part=part, sizes=sizes, new_bytes=0)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from basenet.errors import UnavailableError
 from basenet.units import MIB
 
-MEMORY_BYTES_MAX: Final = 32 * MIB
+MEMORY_BYTES_MAX: Final = MIB
 
 
 class _Spool:
@@ -77,7 +77,17 @@ class BlockSpool:
 
     def join(self, groups: range) -> bytes:
         """Return the blocks of ``groups``, end to end."""
-        return b"".join(self.get(group) for group in groups)
+        pieces = []
+        first = groups.start
+        for group in groups:
+            is_last = group + 1 == groups.stop
+            behind = self._offsets[group] + self.sizes[group]
+            # Blocks that lie behind one another, mostly all, are read at once: a part is large.
+            if is_last or self._offsets[group + 1] != behind:
+                start = self._offsets[first]
+                pieces.append(self._spool.read(start, behind - start))
+                first = group + 1
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def cut(self, groups: int) -> None:
         """Forget the blocks from ``groups`` on."""

@@ -25,11 +25,11 @@ names more voters is refused here: this reader could not tell a final frame from
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from basenet.archive.facts import Signed
+from basenet.archive.facts import SetFacts, Signed
 from basenet.errors import ChainBroken, CorruptionError, UntrustedKey
 from basenet.keys.trust import get_fingerprint
 from basenet.units import Lineage, PublicKeyBytes
-from basenet.wire.frame import Frame, Head, genesis_prev_hash
+from basenet.wire.frame import Frame, Head, Kind, genesis_prev_hash
 from basenet.wire.payload import ConfigPayload, decode_config
 
 
@@ -152,6 +152,17 @@ def check_author(standing: Standing, head: Head, name: str) -> None:
     """Raise unless the author of ``head`` counts here; his signature is not verified."""
     if not standing.accepts(head.author):
         raise _refuse(standing, head.author, f"{name}: frame {head.seq} is authored by")
+
+
+def check_set_author(standing: Standing, facts: SetFacts) -> None:
+    """Raise unless the author of the frame that a page set stands at counts there.
+
+    ``standing`` is that after the frame: a CONFIG may have voted its own author out, who must then
+    still be believed.
+    """
+    head, name = facts.head, facts.signed.name
+    if head.kind is not Kind.CONFIG or head.author not in standing.believed:
+        check_author(standing, head, name)
 
 
 def check_signer(standing: Standing, signed: Signed) -> None:

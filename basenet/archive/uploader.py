@@ -85,6 +85,7 @@ class ArchiveFacts:
     ``lag_oldest_ns``: the timestamp of the oldest frame that is not archived; None: all are.
     ``last_error``: the sentence of the failure that is being retried or that ended the archive.
     ``puts`` and ``put_bytes`` count log objects that were written, ``tip_puts`` TIPs.
+    ``last_name``: the newest log object. ``waits_for``: whose lease has to run out first.
     """
 
     state: ArchiveState
@@ -101,6 +102,8 @@ class ArchiveFacts:
     tip_puts: int
     tip_error: str | None
     archive_epoch: int | None
+    last_name: str | None = None
+    waits_for: str | None = None
 
 
 OnArchived = Callable[[Seq, int], Awaitable[None]]
@@ -149,6 +152,7 @@ class Uploader:
         self._last_success_ns: int | None = None
         self._failures = 0
         self._last_error: str | None = None
+        self._last_name: str | None = None
         self._puts = 0
         self._put_bytes = 0
 
@@ -168,6 +172,10 @@ class Uploader:
         """Take in the next final frame, of ``size`` bytes, which is read from the journal later."""
         self._backlog.adopt(end=head.seq, size=size, oldest_ns=head.timestamp_ns)
         self._wake.set()
+
+    def offer_tip(self, head: Head) -> None:
+        """Say that everything up to ``head`` is archived already, and that there is no TIP."""
+        self._tip.offer(head)
 
     def skip(self, to_seq: Seq) -> int:
         """Give up the waiting frames up to ``to_seq``, which the journal dropped; return how many.
@@ -196,6 +204,8 @@ class Uploader:
             tip_puts=self._tip.puts,
             tip_error=self._tip.last_error,
             archive_epoch=self._lease.archive_epoch,
+            last_name=self._last_name,
+            waits_for=self._lease.waits_for,
         )
 
     async def run(self) -> None:
@@ -343,6 +353,7 @@ class Uploader:
         self._pending_end = None
         self._last_success_ns = now_ns
         self._last_error = None
+        self._last_name = sealed.name
         self._state = ArchiveState.SHIPPING
         self._backoff.reset()
         await self._on_archived(self._archived_seq, now_ns)

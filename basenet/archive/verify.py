@@ -9,14 +9,14 @@ inside. A *problem* names one object, which is damaged, missing, or not what it 
 is what an operator may want to know: abandoned and orphaned frames, objects that are no objects.
 
 What is missing is found in four ways: a gap between log objects, a page set whose index or part is
-gone, an index whose manifest is gone, and a TIP that proves more than there is. The name of a
-missing log object is known but for its end, so it is given with a star.
+gone, an index whose manifest is gone where a gap makes it needed, and a TIP that proves more than
+there is. The name of a missing log object is known but for its end, so it is given with a star.
 
 *Retention* keeps every moment since a while, from the newest page set before that while on; below
 it only geneses and CONFIGs stay. So what is missing below the oldest page set is no problem once
-that set is older than the retention: no moment that is still kept needs it. Three things leave no
-trace when they are deleted: the TIP, an inline page set that no moment depends on, and the end of
-an abandoned lineage.
+that set is older than the retention: no moment that is still kept needs it. Three things are not
+missed when they are deleted: the TIP, the manifest of a page set that no moment depends on (without
+it the rest of the set is what a broken-off snapshot leaves), and the end of an abandoned lineage.
 
 The lease is neither signed nor needed, and not judged. Objects that vanish while they are read
 (retention again) make the shard be listed and verified once more.
@@ -48,6 +48,7 @@ from basenet.archive.survey import read_tip_data
 from basenet.archive.trust import Genesis, Standing, begin
 from basenet.archive.walk import Moment, RestorableRange, Walk
 from basenet.errors import CorruptionError
+from basenet.keys.trust import get_fingerprint
 from basenet.units import Lineage, PublicKeyBytes, Seq, ShardId, is_shard_id
 
 RETENTION_SECONDS: Final = 7 * 24 * 3600.0
@@ -159,6 +160,7 @@ class _ShardVerifier:
         self._names = catalog.names
         self._walks: dict[Lineage, Walk] = {}
         self._ends: dict[Lineage, Seq] = {}
+        self._gaps: dict[Lineage, list[tuple[Seq, Seq]]] = {}
         self._sets: dict[Lineage, list[LocatedSet]] = {}
 
     async def run(self) -> ShardReport:
@@ -274,6 +276,7 @@ class _ShardVerifier:
         )
         await inspector.run()
         self._ends[lineage] = inspector.end
+        self._gaps[lineage] = inspector.gaps
 
     def _find_limits(
         self, items: LineageItems, geneses: Mapping[Lineage, Genesis | None]
@@ -309,7 +312,7 @@ class _ShardVerifier:
         """Return who counts before ``genesis``, as far as its parent's CONFIGs say."""
         parent = genesis.config.parent if genesis is not None else None
         if parent is not None and parent[0] in self._walks:
-            return self._walks[parent[0]].standing
+            return self._walks[parent[0]].standing_at(parent[1])
         return begin(self._inspection.trusted)
 
     def _find_parent(self, genesis: Genesis) -> Moment | None:
@@ -324,6 +327,13 @@ class _ShardVerifier:
         name, seq = self._names.tip, tip.head.seq
         walk, end = self._walks.get(tip.lineage), self._ends.get(tip.lineage)
         if walk is None or end is None:
+            if not self._is_believed(tip.signed.signer):
+                self._inspection.report(
+                    name,
+                    f"it is signed by {get_fingerprint(tip.signed.signer)}, which is not trusted, "
+                    "and names a lineage that is not there",
+                )
+                return
             self._inspection.report(
                 f"{self._names.lineage(tip.lineage)}*",
                 f"lineage {tip.lineage.hex()}, which the TIP names, is missing",
@@ -342,32 +352,55 @@ class _ShardVerifier:
         elif walk.noted_hash not in (None, tip.head.hash):
             self._inspection.report(name, f"it names another frame {seq} than the log holds")
 
+    def _is_believed(self, key: PublicKeyBytes) -> bool:
+        """Return whether some lineage of the shard gives weight to ``key``."""
+        believed = [walk.standing.believed for walk in self._walks.values()]
+        return any(key in keys for keys in [self._inspection.trusted, *believed])
+
     def _check_stray_indexes(
         self, geneses: Mapping[Lineage, Genesis | None], tip: TipFacts | None
     ) -> None:
-        """Report indexes whose manifest is gone, unless a snapshot is just being written."""
+        """Judge indexes without a manifest: a snapshot was broken off, or its manifest is gone.
+
+        A manifest that was deleted leaves the same behind as a snapshot that never got one. It is
+        missed where frames before it are, or when nothing can be restored: only with it something
+        would be.
+        """
         leaves = find_leaves(geneses)
+        is_nothing_left = any(not self._walks[leaf].ranges for leaf in leaves)
         for items in self._catalog.lineages.values():
             newest = max([item.set.to_seq for item in items.sets], default=Seq(0))
             if tip is not None and tip.lineage == items.lineage:
                 newest = max(newest, tip.head.seq)
             known = items.lineage in geneses
             pruned_to = self._find_pruned(items.lineage, geneses) if known else 0
+            gaps = self._gaps.get(items.lineage, [])
+            is_leaf = items.lineage in leaves
             for index in items.stray_indexes:
                 parsed = self._names.parse(index.name)
                 assert isinstance(parsed, SetName), "the catalog parsed it as an index"
-                if parsed.to_seq <= pruned_to:
+                seq = parsed.to_seq
+                if seq <= pruned_to:
                     self._inspection.notes.append(f"{index.name} is left over from retention")
-                # Snapshots are taken of the present, and only of the lineage that goes on.
-                elif parsed.to_seq < newest or items.lineage not in leaves:
+                elif is_nothing_left or any(first <= seq for first, _ in gaps):
                     self._inspection.report(
                         f"{index.name.removesuffix('.idx')}.lbn",
-                        "the manifest is missing: its index lies there without it",
+                        "the manifest is missing: its index lies there without it, and what it "
+                        "would give back cannot be restored otherwise",
                     )
                 else:
-                    self._inspection.notes.append(
-                        f"{index.name} has no manifest yet: a snapshot is being written"
-                    )
+                    # Snapshots are taken of the present, and only of the lineage that goes on.
+                    self._note_leftover(index, is_over=seq < newest or not is_leaf)
+
+    def _note_leftover(self, index: Entry, *, is_over: bool) -> None:
+        """Note an index whose snapshot was broken off, or (not ``is_over``) is being written."""
+        sentence = (
+            "has no manifest: it is left over from a snapshot that was broken off, no moment needs "
+            "it, and retention deletes it after a day"
+            if is_over
+            else "has no manifest yet: a snapshot is being written, or was broken off"
+        )
+        self._inspection.notes.append(f"{index.name} {sentence}")
 
     def _take_notes(self, geneses: Mapping[Lineage, Genesis | None]) -> None:
         notes, catalog = self._inspection.notes, self._catalog

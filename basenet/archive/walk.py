@@ -75,6 +75,7 @@ class Walk:
         """``watched``: seqs whose `Moment` is kept; ``noted``: a seq whose hash is kept."""
         self._lineage = lineage
         self._standing = standing
+        self._changes: list[tuple[Seq, Standing]] = []  # what followed, and from which frame on
         self._report = report
         self._watched = frozenset(watched)
         self._noted = noted
@@ -106,6 +107,11 @@ class Walk:
         """Whether the leaf hashes of the last frame are known."""
         return self._tree is not None
 
+    def standing_at(self, seq: int) -> Standing:
+        """Return whose signatures counted after the frame ``seq``, which need not be there."""
+        before = [standing for changed, standing in self._changes if changed <= seq]
+        return before[-1] if before else self._standing
+
     # Where it begins, and what it loses.
 
     def begin(self, genesis: Genesis, name: str, parent: Moment | None) -> None:
@@ -122,6 +128,7 @@ class Walk:
             self._standing = enter_lineage(self._standing, genesis, name, None)
         except CorruptionError as error:
             self._report(name, str(error))
+        self._changes.append((genesis.head.seq, self._standing))
         if parent is not None and parent.leaves is not None:
             self._know(StateTree(parent.page_size, parent.leaves))
             self._is_restorable = parent.is_restorable
@@ -211,6 +218,7 @@ class Walk:
 
     def _change(self, frame: Frame, before: Head | None, name: str) -> None:
         self._standing = change(self._standing, frame, self._lineage, name)
+        self._changes.append((frame.head.seq, self._standing))
         if self._tree is not None:
             self._rules.accept_config(frame.head)
         if before is not None and frame.head.state_root != before.state_root:

@@ -74,9 +74,10 @@ def command(*, db: str | None, archive: str | None, as_json: bool) -> int:
 def examine(environment: Mapping[str, str], *, db: str | None, archive: str | None) -> Report:
     """Return everything that was found, the configuration first."""
     arguments = {}
-    if db is not None:
+    # An empty argument (an unset variable of the shell) is none, as with the settings.
+    if db:
         arguments["BASE_SHARDS"] = f"{db}/" if Path(db).is_dir() else db
-    if archive is not None:
+    if archive:
         arguments["BASE_ARCHIVE"] = archive
     report: Report = [(_CONFIGURATION, _check_sqlite())]
     try:

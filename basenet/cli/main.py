@@ -34,7 +34,7 @@ COMMANDS: Final = {
     "verify": "Read a whole archive and prove it, or name what is wrong.",
     "status": "Show how far each shard has come.",
     "wait": "Return when a commit is archived or final.",
-    "shards": "List the shards of a node or an archive.",
+    "shards": "List the shards of a running node.",
     "keys": "Make keys and show the public ones.",
     "doctor": "Check a configuration and its databases, and say how to mend them.",
     "version": "Show the versions of basenet and of what it stands on.",

@@ -1,12 +1,19 @@
 """What `restore` and `verify` share: which archive, whose keys, and how to be stopped.
 
-Trust comes from one place, the first that is named: ``--trusted-keys``, BASE_TRUSTED_KEYS, the data
-directory. Nothing that lies in the archive is ever trusted for lying there; when there is no key at
-all, the refusal shows the fingerprint that was met, for the operator to compare.
+Trust comes from one place, never from a union of several. What the operator names comes first:
+``--trusted-keys``, BASE_TRUSTED_KEYS, BASE_DATA_DIR. Else it is the data directory of the database
+that is restored, beside OUT, since that is the one whose history is meant; then the one beside
+BASE_SHARDS; and the present directory last, which says least about the archive. A file that was
+found and not named must be one that nobody else could have put there: it and its directory belong
+to us or to root, and others cannot write them. (In /tmp anybody can leave a ``.basenet``.)
+
+Nothing that lies in the archive is ever trusted for lying there; when there is no key at all, the
+refusal shows the fingerprint that was met, for the operator to compare.
 """
 
 import os
 import signal
+import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeVar
@@ -58,16 +65,30 @@ async def read_trust(
 
     Raises `UsageError` when there are none, with the fingerprint that the archive shows.
     """
+    is_named = bool(os.environ.get("BASE_DATA_DIR"))
     data_dirs = [config.data_dir]
-    if not os.environ.get("BASE_DATA_DIR") and out is not None:
+    if not is_named and out is not None:
         data_dirs.insert(0, out.parent / DATA_DIR_NAME)
     held = [path for path in data_dirs if (path / TRUSTED_KEYS_NAME).exists()]
+    if held and not is_named and option is None and config.trusted_keys is None:
+        _require_own(held[0])
     keys = find_trusted_keys(
         option=option, configured=config.trusted_keys, data_dir=held[0] if held else None
     )
     if keys is None:
         raise explain_missing_trust(signer=await _find_signer(store, config.service))
     return keys.publics
+
+
+def _require_own(data_dir: Path) -> None:
+    """Raise `UsageError` if somebody else could have put keys into ``data_dir``."""
+    for path in (data_dir, data_dir / TRUSTED_KEYS_NAME):
+        facts = path.stat()
+        if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise UsageError(
+                f"{path} can be written by somebody else, so the keys in it are not believed: name "
+                "the file that you mean with --trusted-keys"
+            )
 
 
 async def _find_signer(store: Store, service: str) -> PublicKeyBytes | None:

@@ -1,17 +1,14 @@
-"""``basenet serve``: capture databases and archive what they commit."""
+"""``basenet serve``: capture databases and archive what they commit.
 
-import logging
+The rest of it is in `serving`, imported only when a SIGTERM already counts.
+"""
+
 import os
 import signal
-import sys
-from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import click
-import structlog
-import trio
-
-from basenet.config import load
-from basenet.config.model import Config, LogFormat
 
 
 @click.command("serve")
@@ -33,43 +30,17 @@ def command(db: str | None, archive: str | None, command: str | None) -> int:
     SIGTERM stops capturing at a commit boundary, flushes to the archive and exits with 0; a second
     one exits at once, and what was not flushed waits in the journal.
     """
-    # Until the daemon listens to signals itself there is nothing to flush.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    from basenet.daemon import assembly  # noqa: PLC0415  (the daemon's imports cost 0.5 s)
+    signal.signal(signal.SIGTERM, _leave)
+    from basenet.cli import serving  # noqa: PLC0415  (its imports take half a second)
 
-    arguments = {}
-    if db is not None:
-        arguments["BASE_SHARDS"] = f"{db}/" if Path(db).is_dir() else db
-    if archive is not None:
-        arguments["BASE_ARCHIVE"] = archive
-    config = load(os.environ, arguments=arguments)
-    _configure_logging(config)
-    environment = dict(os.environ)
-
-    async def serve() -> int:
-        return await assembly.run(config, environment=environment, command=command)
-
-    return trio.run(serve)
+    return serving.serve(db, archive, command)
 
 
-def _configure_logging(config: Config) -> None:
-    wants_console = config.log_format is LogFormat.CONSOLE or (
-        config.log_format is LogFormat.AUTO and sys.stderr.isatty()
-    )
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if wants_console else structlog.processors.JSONRenderer()
-    )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(
-            getattr(logging, config.log_level.value.upper())
-        ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """End at once: until the daemon listens to signals itself there is nothing to flush.
+
+    An exception would do so only where nobody swallows it; in a callback of the interpreter's
+    (a destructor, a weak reference) it would be lost, and the signal with it.
+    """
+    del number, frame
+    os._exit(0)

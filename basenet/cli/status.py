@@ -162,7 +162,12 @@ def _describe_shard(shard: ShardStatus, now_ns: int) -> dict[str, str]:
 
 def _remarks(node: NodeStatus) -> list[str]:
     """Return what an operator must read: why the node is not ready, and every shard's error."""
-    shards = [f"{shard.shard}: {shard.error}" for shard in node.shards if shard.error]
+    said = "\n".join(node.reasons)
+    shards = [
+        f"{shard.shard}: {shard.error}"
+        for shard in node.shards
+        if shard.error and shard.error not in said
+    ]
     return list(dict.fromkeys([*node.reasons, *shards]))
 
 
@@ -178,9 +183,11 @@ def _print_rich(node: NodeStatus) -> None:
     from rich.table import Table  # noqa: PLC0415
 
     console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    # One space between columns, so that a usual row fits 80 columns; ids and states stay whole.
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for heading in _HEADINGS:
-        table.add_column(heading, justify="left" if heading in _HEADINGS[:2] else "right")
+        is_word = heading in _HEADINGS[:2]
+        table.add_column(heading, justify="left" if is_word else "right", no_wrap=is_word)
     for shard in node.shards:
         cells = [escape(cell) for cell in _describe_row(shard, node)]
         cells[1] = f"[{_COLOURS.get(shard.state, 'yellow')}]{cells[1]}[/]"

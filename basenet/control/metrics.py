@@ -203,6 +203,12 @@ SHARD_FAMILIES: Final = (
         is_counter=True,
     ),
     ShardFamily(
+        "base_archive_losses_total",
+        "Times that objects which were archived were found deleted.",
+        lambda s: s.archive_losses,
+        is_counter=True,
+    ),
+    ShardFamily(
         "base_network_frames_submitted_total",
         "Frames handed to the engine by this node.",
         lambda s: s.frames_submitted,

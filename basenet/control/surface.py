@@ -156,6 +156,7 @@ class ShardMetrics:
     backlog_drops: int = 0  # frames lost to the archive at BASE_JOURNAL_MAX_BYTES
     lease_contentions: int = 0  # the archive's lease was somebody else's
     leases_lost: int = 0  # a lease of ours went to somebody else
+    archive_losses: int = 0  # objects that we had archived were found deleted
     frames_ingested: int = 0  # the following six need peers: 0 is the truth in standalone
     frames_duplicate: int = 0
     frames_invalid: int = 0

@@ -6,8 +6,7 @@ Theory of operation
 Capture never waits for the archive: while it is out of reach the journal keeps the frames. Once it
 answers, and before anything is written, journal and archive are compared (Q4). Either the journal
 continues the archive's history, or the shard gives birth to a child lineage, or a person must
-decide, and the status says so. A lease that was lost, or a history that is not ours, begins the
-comparison anew after a pause.
+decide, and the status says so. Objects that were deleted under us begin the comparison anew.
 
 A final frame is handed to the uploader in memory; a piece of a run, and everything that was final
 before the uploader existed, it reads back from the journal.
@@ -44,12 +43,15 @@ from basenet.daemon.chain import Parent
 from basenet.daemon.compare import make_parent, read_journal_facts
 from basenet.daemon.failures import only_error
 from basenet.daemon.host import Host
+from basenet.daemon.marks import Mark
 from basenet.daemon.node import Node
+from basenet.daemon.presence import ArchiveLost, Presence
 from basenet.daemon.pump import FinalFrame
 from basenet.daemon.upkeep import History, Upkeep
 from basenet.errors import BasenetError
 from basenet.journal.records import ShardRecord
 from basenet.units import MIB, Lineage, Seq, ShardId, TimestampNs
+from basenet.wire.frame import Flag
 from basenet.wire.payload import decode_config
 
 log = structlog.get_logger()
@@ -96,11 +98,15 @@ class Archiver:
         self._lineage_came = trio.Event()
         self._scope = trio.CancelScope()
         self._tip_seq = Seq(0)
-        self._collected: list[FinalFrame] = []
+        # Only while an uploader is being made; at any other time the journal remembers for us.
+        self._collected: list[FinalFrame] | None = None
         self.upkeep: Upkeep | None = None
         self.history = History()
         self.broken_seq: Seq | None = None
+        # Until then what the journal says is archived may be in another archive, or gone.
+        self.is_compared = False
         self.dropped = 0
+        self._presence: Presence | None = None
         self.counts: Counter[str] = Counter()
         self._put_bytes = 0
 
@@ -115,6 +121,7 @@ class Archiver:
         before, self._record = self._record, record
         is_known = before is not None and before.lineage == record.lineage
         if not is_known:
+            self.is_compared = False
             self.broken_seq = record.broken_seq
             self.history = History(
                 base_seq=record.snapshot_seq,
@@ -135,7 +142,8 @@ class Archiver:
 
     def _take(self, frame: FinalFrame) -> None:
         if self.uploader is None:
-            self._collected.append(replace(frame, record=None))
+            if self._collected is not None:
+                self._collected.append(replace(frame, record=None))
             return
         if frame.head.seq <= self._tip_seq:
             return
@@ -144,6 +152,12 @@ class Archiver:
             self.uploader.append_stored(frame.head, frame.size)
         else:
             self.uploader.append(frame.head, frame.record)
+
+    @property
+    def _parent(self) -> Lineage | None:
+        """The lineage that the present one continues."""
+        parent = decode_config(self._record.config).parent if self._record is not None else None
+        return parent[0] if parent is not None else None
 
     @property
     def has_genesis(self) -> bool:
@@ -184,6 +198,14 @@ class Archiver:
         self.history.is_broken = True
         return self.uploader.skip(seq) if self.uploader is not None else 0
 
+    async def confirm(self) -> bool:
+        """Return whether what is archived is still there, as far as the archive answers."""
+        presence = self._presence
+        if presence is None or await presence.confirm():
+            return self.is_compared
+        self.is_compared = False
+        return False
+
     def facts(self) -> ArchiveFacts | None:
         """Return where the archive stands; None while nothing is being shipped."""
         return self.uploader.facts() if self.uploader is not None else None
@@ -204,7 +226,11 @@ class Archiver:
             except* BasenetError as group:
                 error = only_error(group)
                 retry_s = min(2 * retry_s, _RETRY_S_MAX) if self.error else _RETRY_S
-                if str(error) != self.error:
+                if isinstance(error, ArchiveLost):
+                    self._log.error("archive_lost", error=str(error))
+                    self.is_compared = False
+                    self._shard.progress.wake()
+                elif str(error) != self.error:
                     self._log.warning("archive_stopped", error=str(error))
                 self.error = str(error)
                 self._count(error)
@@ -215,13 +241,14 @@ class Archiver:
                 with trio.move_on_after(retry_s):
                     await self._lineage_came.wait()
             finally:
-                self.uploader = None
+                self.uploader = self._collected = self._presence = None
             self._lineage_came.set()
 
     def _count(self, error: BasenetError) -> None:
         self.counts["archive_failures"] += 1
         self.counts["lease_contentions"] += isinstance(error, LeaseHeld)
         self.counts["leases_lost"] += isinstance(error, LeaseLost)
+        self.counts["archive_losses"] += isinstance(error, ArchiveLost)
 
     async def _discard_forever(self) -> None:
         while True:
@@ -231,8 +258,7 @@ class Archiver:
                 await self._on_archived(seq, 0)
 
     async def _archive_lineage(self) -> None:
-        record = self._record
-        assert record is not None, "an archive is told of a lineage before it begins"
+        record = await self._read_record()
         store = self._node.store
         assert store is not None, "without a store there is no archive"
         await self._probe(store)
@@ -244,26 +270,71 @@ class Archiver:
         if not isinstance(decision, Resume):
             assert isinstance(decision, Child), "a journal with a lineage is not born"
             self._log.warning("child_lineage", parent=decision.parent.hex(), seq=decision.seq)
+            for note in decision.notes:
+                self._log.warning("archive_note", note=note)
             parent = await make_parent(self._node.journalist, self._shard.shard, decision, record)
             self._shard.become_child_of(parent)
             await trio.sleep_forever()  # until the child's record comes
             return
-        for note in decision.notes:
-            self._log.warning("archive_note", note=note)
+        self._take_decision(decision, record)
         lease.raise_epoch_floor(decision.archive_epoch)
-        self._shard.progress.set_archived(decision.archived_seq, None)
-        if decision.needs_snapshot:
-            self.history.is_broken = True
         seal = Seal(
             names=self._names, lineage=Lineage(record.lineage), signer=self._node.author.signer
         )
         uploader = await self._make_uploader(store, seal, lease, record)
         self.upkeep = self._make_upkeep(store, seal, lease, uploader)
         await self._measure(store, seal.lineage)
+        presence = self._presence = self._make_presence(store, uploader, decision, record)
         self.error = None
+        self.is_compared = True
+        self._shard.progress.wake()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(uploader.run)
             nursery.start_soon(self.upkeep.run)
+            nursery.start_soon(presence.run)
+
+    async def _read_record(self) -> ShardRecord:
+        """Return the present lineage's record as it is now: capture has gone on meanwhile."""
+        assert self._record is not None, "an archive is told of a lineage before it begins"
+        shard = self._shard.shard
+        record = await self._node.journalist.read(lambda journal: journal.load(shard))
+        is_same = record is not None and record.lineage == self._record.lineage
+        return record if record is not None and is_same else self._record
+
+    def _take_decision(self, decision: Resume, record: ShardRecord) -> None:
+        """Take in where the journal's lineage stands in the archive."""
+        for note in decision.notes:
+            self._log.warning("archive_note", note=note)
+        progress = self._shard.progress
+        if decision.archived_seq < progress.archived_seq:
+            # It was there, and is not any more: what the journal has of it waits again.
+            waiting = Mark(
+                seq=progress.final_seq,
+                size=0,
+                local_last=record.local_last,
+                timestamp_ns=record.tip.timestamp_ns,
+            )
+            progress.marks.reset(waiting, decision.archived_seq)
+        progress.set_archived(decision.archived_seq, None)
+        if decision.needs_snapshot:
+            self.history.is_broken = True
+
+    def _make_presence(
+        self, store: Store, uploader: Uploader, decision: Resume, record: ShardRecord
+    ) -> Presence:
+        tip = record.tip
+        if not (decision.has_tip or decision.archived_seq < tip.seq or tip.flags & Flag.PARTIAL):
+            uploader.offer_tip(tip)  # else there would be none before the next frame
+        parent = decode_config(record.config).parent
+        return Presence(
+            store=store,
+            names=self._names,
+            lineage=record.lineage,
+            genesis_seq=Seq(parent[1] + 1 if parent else 1),
+            history=self.history,
+            facts=uploader.facts,
+            has_tip=decision.has_tip,
+        )
 
     async def _probe(self, store: Store) -> None:
         async with self._node.probe_lock:
@@ -311,7 +382,8 @@ class Archiver:
                 self._log.warning("archive_not_asked", error=str(error))
                 return None
             if isinstance(decision, Refuse):
-                raise decision.error
+                # Capture goes on into the journal, and the comparison that follows says why.
+                self._log.warning("archive_not_asked", error=str(decision.error))
             if isinstance(decision, Child):
                 return await make_parent(self._node.journalist, self._shard.shard, decision, None)
         return None
@@ -337,11 +409,19 @@ class Archiver:
 
     async def _measure(self, store: Store, lineage: Lineage) -> None:
         """Find out what a restore of the newest state would begin with and read."""
-        if not self.has_genesis:
-            return  # nothing of this lineage is there; the journal knows whether a parent is
-        found = await read_baseline(store, self._names, lineage, self._node.trusted)
         history = self.history
+        if not self.has_genesis:
+            # Nothing of this lineage is there, so the snapshot that the journal remembers is an
+            # ancestor's, or lies in another archive.
+            parent = self._parent
+            if parent is not None:
+                found = await read_baseline(store, self._names, parent, self._node.trusted)
+            if parent is None or not found.has_base:
+                history.base_seq, history.base_ns, history.base_name = Seq(0), 0, None
+            return
+        found = await read_baseline(store, self._names, lineage, self._node.trusted)
         history.base_seq, history.base_ns = found.seq, found.timestamp_ns
+        history.base_name = found.name
         history.stored_bytes, history.log_bytes = found.stored_bytes, found.log_bytes
         if found.problem is not None:
             self._log.warning("no_base", reason=found.problem)
@@ -350,7 +430,8 @@ class Archiver:
         self, store: Store, seal: Seal, lease: Lease, record: ShardRecord
     ) -> Uploader:
         config = self._node.config
-        self._collected = []
+        collected: list[FinalFrame] = []
+        self._collected = collected
         # What the journal dropped at its cap never comes: the archive goes on behind the gap.
         archived_seq = Seq(max(self._shard.progress.archived_seq, self.broken_seq or 0))
         sizes = await self._node.journalist.read(
@@ -386,7 +467,7 @@ class Archiver:
         )
         self._tip_seq = backlog.tip_seq
         self.uploader, self._put_bytes = uploader, 0
-        collected, self._collected = self._collected, []
+        self._collected = None
         for frame in collected:
             self._take(frame)
         return uploader

@@ -9,7 +9,7 @@ journal transaction. So no history is ever written twice, and none is mixed with
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -69,6 +69,7 @@ class Parent:
 
     ``group_hashes``: of the parent's state, None where they are not known; ``page_size`` of it.
     ``is_archived``: a restore can walk up to it; otherwise the child needs a snapshot of its own.
+    ``has_regressed``: our own journal stood at an older frame, and so did the file, perhaps.
     """
 
     lineage: Lineage
@@ -80,6 +81,7 @@ class Parent:
     group_hashes: tuple[bytes | None, ...]
     is_forced: bool
     is_archived: bool
+    has_regressed: bool = False
 
 
 def load(journal: Journal, shard: ShardId, signer: Signer) -> tuple[ShardRecord, Framer] | None:
@@ -163,6 +165,22 @@ def leaves_without(leaves: bytes, groups: Iterable[int]) -> bytes:
     return bytes(out)
 
 
+class _AllGroups(Mapping[int, bytes]):
+    """The leaf hashes of every group of a tree, made as they are asked for: there are many."""
+
+    def __init__(self, tree: StateTree) -> None:
+        self._tree = tree
+
+    def __len__(self) -> int:
+        return group_count(self._tree.db_pages)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self)))
+
+    def __getitem__(self, group: int) -> bytes:
+        return self._tree.group_leaves(group)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Birth:
     """A lineage about to be born over a scanned file; call it with the journal to store it.
@@ -204,7 +222,6 @@ class Birth:
         more = framer.frame(self.beyond).frames if self.beyond else ()
         cursor = self.beyond[-1].cursor if self.beyond else scan.cursor
         tree = framer.tree
-        groups = range(group_count(tree.db_pages))
         journal.begin_lineage(
             shard=self.shard,
             path=self.path,
@@ -216,7 +233,7 @@ class Birth:
                 page_size=tree.page_size,
                 db_pages=tree.db_pages,
                 cursor=cursor.encode(),
-                groups={group: tree.group_leaves(group) for group in groups},
+                groups=_AllGroups(tree),
             ),
         )
         if parent is not None and parent.is_archived:

@@ -73,7 +73,8 @@ async def make_parent(
         timestamp_ns=state.head.timestamp_ns,
         group_hashes=_split(state.groups, state.known),
         is_forced=child.is_forced,
-        is_archived=True,
+        is_archived=not child.needs_snapshot,
+        has_regressed=child.has_regressed,
     )
 
 

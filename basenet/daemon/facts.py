@@ -6,13 +6,13 @@ from typing import Final
 import trio
 
 from basenet import __version__
-from basenet.control.histogram import Histogram
 from basenet.control.surface import (
     READY_STATES,
     Level,
     Member,
     NodeMetrics,
     NodeStatus,
+    NotCaughtUp,
     ShardMetrics,
     ShardState,
     ShardStatus,
@@ -27,6 +27,7 @@ from basenet.keys.trust import format_public
 from basenet.units import Seq, ShardId
 
 _HEALTH_S: Final = 5.0
+_OK: Final = "ok"
 _NS_PER_MS: Final = 1_000_000
 
 
@@ -38,7 +39,6 @@ class Facts:
         self._supervisor = supervisor
         self._keeper = keeper
         self._started_ns = time.time_ns()
-        self._lock_held: dict[str, Histogram] = {}
         self.is_stopping = False
 
     def node_status(self) -> NodeStatus:
@@ -59,7 +59,7 @@ class Facts:
             started_ns=self._started_ns,
             now_ns=now_ns,
             uptime_s=(now_ns - self._started_ns) / 1e9,
-            archive=config.archive.url if config.archive else None,
+            archive=self._node.store.url if self._node.store is not None else None,
             public_key=format_public(author.signer.public),
         )
 
@@ -145,14 +145,24 @@ class Facts:
         return max(lag_ms, (time.monotonic() - session.follower.polled_s) * 1_000)
 
     def _archive_sentence(self, shard: Shard) -> str:
+        """Return what is wrong with the shard's archive, or what it waits for."""
         if self._node.store is None:
             return "off"
-        archive = shard.archiver.facts()
-        if shard.archiver.error is not None:
-            return shard.archiver.error
-        if archive is not None and archive.last_error is not None:
-            return archive.last_error
-        return "ok" if archive is not None else "not compared with the journal yet"
+        archiver = shard.archiver
+        archive, upkeep = archiver.facts(), archiver.upkeep
+        error = archiver.error or (archive.last_error if archive is not None else None)
+        sentence = error or _OK
+        if error is not None:
+            pass
+        elif archive is None or not archiver.is_compared:
+            sentence = "not compared with the journal yet"
+        elif archive.waits_for is not None:
+            sentence = f"waits until the lease of {archive.waits_for} has stood still for 30 s"
+        elif not archiver.is_restorable and shard.progress.archived_seq:
+            why = upkeep.error if upkeep is not None else None
+            sentence = "waits for a snapshot, and cannot be restored before"
+            sentence += f": {why}" if why else ""
+        return sentence
 
     def metrics(self) -> NodeMetrics:
         """Return what a scrape shows now."""
@@ -164,17 +174,14 @@ class Facts:
             membership_size=1,
             journal_bytes=self._keeper.journal_bytes,
             ready=not self._reasons([shard.status for shard in shards]),
-            lock_held={name: held.get_sample() for name, held in self._lock_held.items()},
+            lock_held={name: held.get_sample() for name, held in self._node.lock_held.items()},
         )
 
     def _metrics(self, shard: Shard) -> ShardMetrics:
         status = self._status(shard)
         session, archive = shard.session, shard.archiver.facts()
         if session is not None:
-            samples = list(session.capture.lock_held_s)
-            session.capture.lock_held_s.clear()
-            for reason, seconds in samples:
-                self._lock_held.setdefault(reason, Histogram()).observe(seconds)
+            session.note_lock_held()
         totals, counts = shard.totals(), shard.archiver.counts
         lag_commits, lag_bytes = session.measure_lag() if session is not None else (0, 0)
         return ShardMetrics(
@@ -189,6 +196,7 @@ class Facts:
             backlog_drops=shard.archiver.dropped,
             lease_contentions=counts["lease_contentions"],
             leases_lost=counts["leases_lost"],
+            archive_losses=counts["archive_losses"],
         )
 
     async def check_health(self) -> None:
@@ -211,14 +219,18 @@ class Facts:
         reached = Seq(0)
         with trio.move_on_after(timeout_s):
             target = Seq(await found.capture_now()) if seq is None else seq
-            await progress.wait_until(lambda: self._is_reached(found, target, level))
+            while True:
+                await progress.wait_until(lambda: self._is_reached(found, target, level))
+                if level is Level.FINAL or not target or await found.archiver.confirm():
+                    break
             reached = target
         if not reached and seq != 0:
             at = progress.archived_seq if level is Level.ARCHIVED else progress.final_seq
-            raise UnavailableError(
+            archive = self._archive_sentence(found) if level is Level.ARCHIVED else _OK
+            raise NotCaughtUp(
                 f"shard {shard} is {level.value} up to seq {at} after {timeout_s:g} s, not up to "
                 f"{seq if seq is not None else 'the present commit'}"
-                + (f": {self._archive_sentence(found)}." if level is Level.ARCHIVED else ".")
+                + (f": {archive.rstrip('.')}." if archive != _OK else ".")
             )
         return WaitResult(
             shard=found.shard,
@@ -233,8 +245,10 @@ class Facts:
         progress = shard.progress
         if level is Level.FINAL and progress.final_seq >= target:
             return True
-        # What lies in the archive is safe once a restore can begin there.
-        if progress.archived_seq >= target and (shard.archiver.is_restorable or not target):
+        # What lies in the archive is safe once a restore can begin there; and what the journal
+        # remembers of it counts once the archive was asked.
+        is_restorable = shard.archiver.is_compared and shard.archiver.is_restorable
+        if progress.archived_seq >= target and (is_restorable or not target):
             return True
         if self.is_stopping:
             raise UnavailableError("basenet is shutting down.")

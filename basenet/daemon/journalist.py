@@ -53,14 +53,17 @@ class Journalist:
         """Return when ``batch`` is durable; ``sync`` (of the WAL) is called before."""
         await self._hand_over(_Request(batch=batch, act=None, sync=sync))
 
-    async def perform(self, act: Callable[[Journal], Result]) -> Result:
+    async def perform(
+        self, act: Callable[[Journal], Result], sync: Callable[[], None] | None = None
+    ) -> Result:
         """Return the result of ``act``, run on the journal between two transactions.
 
-        Raises what ``act`` raises; but `UnavailableError` means to try it again.
+        ``sync`` (of the WAL) is called before. Raises what ``act`` raises; but `UnavailableError`
+        means to try it again.
         """
         results: list[Result] = []
         await self._hand_over(
-            _Request(batch=None, act=lambda journal: results.append(act(journal)), sync=None)
+            _Request(batch=None, act=lambda journal: results.append(act(journal)), sync=sync)
         )
         return results[0]
 

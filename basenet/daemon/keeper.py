@@ -5,6 +5,9 @@ the shard that holds most of them go, so that the application's disk is not fill
 archive of that shard then has a gap: it is marked broken up to the last dropped frame, the metric
 says so loudly, and when the archive answers again a snapshot above the gap mends it. What was
 dropped are restore points; the database itself, and everything after the snapshot, is archived.
+
+Without an archive nobody waits for final frames: they are dropped every few seconds anyway, but for
+the newest, which may mend a file that fell behind. At the cap they go at once, and that is no gap.
 """
 
 from typing import Final
@@ -61,6 +64,13 @@ class Keeper:
             await self._drop_to(largest, dropped_to)
 
     async def _drop_to(self, shard: Shard, seq: Seq) -> None:
+        if self._node.store is None:
+            await self._node.journalist.perform(
+                lambda journal: journal.set_archived(shard.shard, seq)
+            )
+            if seq > shard.progress.archived_seq:
+                shard.progress.set_archived(seq, None)
+            return
         is_gap = seq > shard.progress.archived_seq
         if is_gap and not shard.archiver.has_genesis:
             # Nothing of this lineage ever reached the archive: begin anew instead of with a gap.

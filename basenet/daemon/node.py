@@ -7,6 +7,7 @@ import trio
 
 from basenet.archive.store import Store
 from basenet.config.model import Config
+from basenet.control.histogram import Histogram
 from basenet.daemon.chain import Author
 from basenet.daemon.journalist import Journalist
 from basenet.daemon.waker import Waker
@@ -30,6 +31,8 @@ class Node:
     waker: Waker
     store: Store | None
     trusted: frozenset[PublicKeyBytes]
+    # For how many seconds we held SQLite's write lock, by the reason.
+    lock_held: dict[str, Histogram] = field(default_factory=dict)
     # One shard asks the store whether it keeps conditions; the others find the answer.
     probe_lock: trio.Lock = field(default_factory=trio.Lock)
     capture_limiter: trio.CapacityLimiter = field(

@@ -7,8 +7,10 @@ from the journal.
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import structlog
 import trio
 
+from basenet.control.histogram import Histogram
 from basenet.daemon.follow import Follower
 from basenet.daemon.framer import Framer
 from basenet.daemon.node import Node
@@ -23,6 +25,8 @@ from basenet.sqlite.checkpoint import DatabaseReplaced
 from basenet.sqlite.pages import PageView
 from basenet.sqlite.walformat import frame_bytes
 from basenet.units import ShardId
+
+log = structlog.get_logger()
 
 OnFinal = Callable[[Sequence[FinalFrame]], None]
 _STOP_GRACE_S: Final = 30.0
@@ -94,6 +98,12 @@ class Session:
         if self.database.is_open:
             self.capture.sync_wal()
 
+    def note_lock_held(self) -> None:
+        """Move the times of the write lock into the node's histograms; they must not pile up."""
+        samples, self.capture.lock_held_s = self.capture.lock_held_s, []
+        for reason, seconds in samples:
+            self._node.lock_held.setdefault(reason, Histogram()).observe(seconds)
+
     @property
     def is_live(self) -> bool:
         """Whether the file's descriptors may be used by another task than the follower."""
@@ -114,6 +124,8 @@ class Session:
         return await self.follower.look() and await self.pump.drained()
 
     async def _bridge_gap(self, gap: Gap) -> None:
+        if gap.is_unsealed:
+            log.warning("log_unsealed", shard=self._shard, reason=gap.reason)
         await self.pump.drained()
         if self.framer.is_run_open:
             # The journal drops the pieces of a run that never ended; begin again from it.

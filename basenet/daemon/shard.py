@@ -39,7 +39,7 @@ from basenet.daemon.node import Node
 from basenet.daemon.progress import Progress
 from basenet.daemon.pump import FinalFrame
 from basenet.daemon.scrubbing import scrub_forever
-from basenet.daemon.session import Session, require_ours
+from basenet.daemon.session import Session, flagged, require_ours
 from basenet.errors import (
     BasenetError,
     ConflictError,
@@ -66,6 +66,7 @@ log = structlog.get_logger()
 _Arguments = TypeVarTuple("_Arguments")
 _Result = TypeVar("_Result")
 
+_REGRESSED: Final = CaptureFlag.RECOVERED | CaptureFlag.REGRESSED
 _RETRY_S: Final = 0.5
 _RETRY_S_MAX: Final = 10.0
 _REFUSED_RETRY_S: Final = 15.0
@@ -105,6 +106,7 @@ class Shard:
         self._may_give_back = True
         self._is_reborn = False
         self._scans_after_detach = 0
+        self._was_replaced = False
         self._scanned_s = float("-inf")
         self._is_wanted = False
         self.db_pages = 0
@@ -199,6 +201,8 @@ class Shard:
     def check_connected(self, now_s: float) -> None:
         """Let go of a file that no other process has open (P5); called every second."""
         session = self.session
+        if session is not None:
+            session.note_lock_held()
         if session is None or self.state is not ShardState.CAPTURING:
             self._alone_since_s = None
             return
@@ -339,6 +343,7 @@ class Shard:
                 await self._node.journalist.perform(lambda _journal: None)
             async with session.file_lock:
                 await self._in_thread(capture.close)
+            session.note_lock_held()
 
     def _attach(self) -> Database:
         require_usable(self.path)
@@ -423,10 +428,19 @@ class Shard:
         flag = await self._in_thread(self._find_place, database, capture, record)
         if flag is not None:
             self._scanned_s = trio.current_time()
-            self._scans_after_detach += self._detached is not None
+        self._count_scan(is_scan=flag is not None)
         if flag is not None and record.tip.kind is not Kind.CONFIG:
             flag = await self._look_behind(database, record, flag)
         return framer, flag
+
+    def _count_scan(self, *, is_scan: bool) -> None:
+        """Remember whether we came too late to a file that we had let go.
+
+        A file that was put in its place is no such thing, and coming in time makes up for it.
+        """
+        if self._detached is None or self._was_replaced:
+            return
+        self._scans_after_detach = max(self._scans_after_detach + (1 if is_scan else -1), 0)
 
     async def _look_behind(
         self, database: Database, record: ShardRecord, flag: CaptureFlag
@@ -462,6 +476,7 @@ class Shard:
         self, database: Database, capture: Capture, record: ShardRecord
     ) -> CaptureFlag | None:
         """Set where capture goes on; return a flag if only a scan can tell what happened."""
+        self._examine_log(capture)
         capture.pin()
         index = database.read_index()
         if index is None:
@@ -469,6 +484,7 @@ class Shard:
         cursor = Cursor.decode(record.cursor) if record.cursor else None
         detached = DetachedState.decode(record.detached) if record.detached else None
         found = find_place(database, index, cursor, detached)
+        self._was_replaced = found.outcome is Outcome.REPLACED
         self._log.info("resume", outcome=found.outcome.value, reason=found.reason)
         if found.place is not None:
             capture.restart_at(found.place)
@@ -477,6 +493,14 @@ class Shard:
             return CaptureFlag.RECOVERED | CaptureFlag.REGRESSED
         self._may_give_back = self._may_give_back and found.outcome is not Outcome.REPLACED
         return CaptureFlag.RECOVERED
+
+    def _examine_log(self, capture: Capture) -> None:
+        """Tell of commits that SQLite itself lost, or would lose (see `sqlite.unsealed`)."""
+        commits = capture.examine_log()
+        if capture.rotation.counters.unsealed:
+            self._log.warning("log_unsealed", wal=str(self._wal_path))
+        if commits:
+            self._log.error("log_cut_off", wal=str(self._wal_path), commits=commits)
 
     def _load(self, journal: Journal) -> tuple[ShardRecord, Framer] | None:
         return chain.load(journal, self.shard, self._node.author.signer)
@@ -499,12 +523,19 @@ class Shard:
     ) -> None:
         """Store a new lineage over the file as it is now."""
         self._log.info("birth", parent=parent.lineage.hex() if parent else None)
+        if parent is not None and parent.has_regressed:
+            from_seq = self.record.tip.seq if self.record is not None else None
+            self._log.error("regressed", from_seq=from_seq, tip_seq=parent.seq)
+            self.regressed += 1
         births = await self._in_thread(self._scan_for_birth, database, capture, parent)
-        await self._node.journalist.perform(births)
+        # The genesis has the state of file and log: a power failure must not take that back (P7).
+        sync = capture.sync_wal if self._node.config.sync_wal else None
+        await self._node.journalist.perform(births, sync)
 
     def _scan_for_birth(
         self, database: Database, capture: Capture, parent: Parent | None
     ) -> chain.Birth:
+        self._examine_log(capture)
         capture.pin()
         scan = recover.scan(database)
         beyond: tuple[Captured, ...] = ()
@@ -512,6 +543,8 @@ class Shard:
             groups = chain.groups_to_send(bytes(scan.leaves), parent, scan.page_size)
             with PageView(database) as view:
                 beyond = tuple(recover.diff(view, chain.leaves_without(bytes(scan.leaves), groups)))
+            if parent.has_regressed:
+                beyond = tuple(flagged(piece, _REGRESSED) for piece in beyond)
         require_ours(database)
         return chain.Birth(
             shard=self.shard,

@@ -55,21 +55,20 @@ class SnapshotReader:
         tree = self._session.framer.tree
         return SnapshotStart(seq=head.seq, page_size=tree.page_size, db_pages=tree.db_pages)
 
-    async def read_pages(self, first_pgno: int, count: int) -> bytes:
+    async def read_pages(self, first_pgno: int, count: int) -> memoryview:
         """Return pages as they stand now, each of them committed; fewer past the end."""
         session = self._present()
         async with session.file_lock:
             # Whoever held the lock may have let go of the file.
             if not session.is_live:
                 raise UnavailableError(f"shard {self._shard.shard} was let go in mid-snapshot.")
-            pages = await trio.to_thread.run_sync(
+            return await trio.to_thread.run_sync(
                 read_pages,
                 self._present().database,
                 first_pgno,
                 count,
                 limiter=self._node.background_limiter,
             )
-        return bytes(pages)
 
     async def finish(self) -> Head:
         """Return the head of a final frame that holds all that `read_pages` returned."""

@@ -37,10 +37,12 @@ class History:
     """What the archive holds of a shard to restore from.
 
     ``base_seq``: the newest snapshot, or the genesis of a database that was born empty; 0: none
-    yet. ``log_bytes``: log objects since. ``is_broken``: frames since the base never arrived.
+    yet. ``base_name``: of the snapshot's manifest. ``log_bytes``: log objects since.
+    ``is_broken``: frames since the base never arrived, or are gone.
     """
 
     base_seq: Seq = _NO_SEQ
+    base_name: str | None = None
     base_ns: int = 0
     stored_bytes: int = 0
     log_bytes: int = 0
@@ -166,6 +168,7 @@ class Upkeep:
         shard, now_ns = self._shard.shard, time.time_ns()
         history = self.history
         history.base_seq, history.base_ns = published.seq, now_ns
+        history.base_name = published.name
         history.stored_bytes = published.stored_bytes
         history.log_bytes = 0
         history.is_broken = False

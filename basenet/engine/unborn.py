@@ -175,7 +175,9 @@ class Unborn:
         self._survey = event
         return effects
 
-    def on_received(self, event: BirthReceived) -> list[BirthEffect]:
+    def on_received(  # noqa: PLR0911  (one for each kind of message)
+        self, event: BirthReceived
+    ) -> list[BirthEffect]:
         """Take in a message of a connected peer."""
         sender, message = event.sender, event.message
         if self._has_forgotten:

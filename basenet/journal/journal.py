@@ -208,21 +208,22 @@ class Journal:
         with self._file.reading() as connection:
             return self._logs[shard].first_behind_oldest(connection, bytes_min)
 
-    def leaves(self, shard: ShardId) -> bytes:
+    def leaves(self, shard: ShardId) -> bytearray:
         """Return all leaf hashes of ``shard``, 32 bytes a page."""
         number = self._logs[shard].number
+        leaves, size = bytearray(), _GROUP_BYTES
         with self._file.reading() as connection:
-            rows = list(
-                connection.execute(
-                    "SELECT id, hashes FROM leaf WHERE id BETWEEN ? AND ? ORDER BY id",
-                    schema.leaf_ids(number),
-                )
+            rows = connection.execute(
+                "SELECT id, hashes FROM leaf WHERE id BETWEEN ? AND ? ORDER BY id",
+                schema.leaf_ids(number),
             )
-        leaves = b"".join([hashes for _, hashes in rows])
-        are_next = [row[0] == schema.leaf_id(number, index) for index, row in enumerate(rows)]
-        are_whole = [len(hashes) == _GROUP_BYTES for _, hashes in rows[:-1]]
-        if len(leaves) % HASH_BYTES or not all(are_next) or not all(are_whole):
-            raise damaged(self.path, f"shard {shard}: page hashes are missing")
+            for index, (identity, hashes) in enumerate(rows):
+                is_next = identity == schema.leaf_id(number, index)
+                # All but the last group are whole.
+                if not is_next or size != _GROUP_BYTES or len(hashes) % HASH_BYTES:
+                    raise damaged(self.path, f"shard {shard}: page hashes are missing")
+                leaves += hashes
+                size = len(hashes)
         return leaves
 
     def past_roots(self, shard: ShardId) -> Iterator[PastRoot]:
@@ -320,7 +321,7 @@ def _write_batch(connection: apsw.Connection, log: FrameLog, batch: Batch) -> Fr
     after = log.append(connection, batch.frames)
     connection.executemany(
         "INSERT OR REPLACE INTO leaf VALUES (?, ?)",
-        [(schema.leaf_id(log.number, group), hashes) for group, hashes in batch.groups.items()],
+        ((schema.leaf_id(log.number, group), hashes) for group, hashes in batch.groups.items()),
     )
     whole = [row for row in batch.frames if not row.head.flags & Flag.PARTIAL]
     if batch.frames and not whole:

@@ -12,7 +12,6 @@ is no trust on first use.
 
 import base64
 import binascii
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,9 +19,13 @@ from typing import Final
 from basenet.errors import NotFoundError, UsageError
 from basenet.keys import files
 from basenet.units import KEY_BYTES, PublicKeyBytes
+from basenet.wire import signature
 
 TRUSTED_KEYS_NAME: Final = "trusted.keys"
 ALGORITHM_PREFIX: Final = "ed25519:"
+
+get_fingerprint = signature.get_fingerprint
+"""The one short name of a key that people are shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +68,6 @@ def parse_public(text: str) -> PublicKeyBytes:
             "32 bytes, as `basenet keys show` prints it"
         )
     return PublicKeyBytes(public)
-
-
-def get_fingerprint(public: bytes) -> str:
-    """Return a short name of a key to compare by eye, in the form that ssh uses."""
-    digest = base64.b64encode(hashlib.sha256(public).digest()).decode().rstrip("=")
-    return f"SHA256:{digest}"
 
 
 def parse_trusted_keys(text: str, *, source: Path) -> TrustedKeys:

@@ -15,16 +15,22 @@ an extension, by reading three files that SQLite keeps for itself::
 `walformat`             bytes of the log: header, frames, checksums of whole blocks at once
 `walindex`              bytes of the wal-index: one consistent header or none
 `locks`                 the byte-range locks that SQLite's processes see of each other
+`filesystem`            what the database lies on, and whether locks and shared memory work there
 `attach`                one database file held by the daemon: descriptors, connections, owner, inode
-`checkpoint`            our checkpoints: always PASSIVE, never into a file that is not ours
+`checkpoint`            our checkpoints, never into a file that is not ours
 `pin`                   a read transaction that keeps the log from being reset
 `policy`, `rotation`    when to pin, release or move the pin, and how
 `tail`                  what the log holds beyond the cursor, across at most one reset
+`unsealed`              committed frames that a bug of old SQLite left without a checksum
 `captured`, `changes`   commits as values: the last image of each page, and the place behind them
 `capture`               the whole: poll, hand over, go on
+`wake`, `signals`       which database is worth a look: by `inotify`, or by `polling`
 `resume`                where to go on after a life without us
 `pages`                 the whole database at one position of the log
 `recover`               what differs from the leaf hashes, when commits could not be followed
+`scrub`                 whether the file still holds what was captured, a few pages at a time
+`reinject`              giving a file back, as a log, the commits that a power failure took from it
+`diagnose`              what is wrong with a database, from its bytes and locks, without SQLite
 ======================  ==========================================================================
 
 Rules that every file here keeps
@@ -38,8 +44,10 @@ Rules that every file here keeps
 3. Completeness is counted, not hoped for: captured commits == growth of iChange, or the gap is
    said and mended by a page diff.
 4. Nothing is written into a file whose path leads elsewhere by now.
-5. The application is never made to wait for us without bound: locks are tried, not awaited.
+5. The application is never made to wait for us without bound: locks are tried, not awaited, but for
+   the 20 ms in which a log that `unsealed` found is cut off.
 
 Everything is synchronous; the daemon calls it from threads, one thread at a time per database,
-except `pages`, which brings its own connection.
+except `pages`, which brings its own connection. `diagnose` and `reinject` are for files that we are
+not attached to.
 """

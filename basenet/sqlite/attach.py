@@ -43,7 +43,12 @@ from basenet.errors import (
     UsageError,
 )
 from basenet.sqlite import locks
-from basenet.sqlite.checkpoint import CheckpointResult, DatabaseReplaced, checkpoint_passive
+from basenet.sqlite.checkpoint import (
+    CheckpointResult,
+    DatabaseReplaced,
+    checkpoint_passive,
+    checkpoint_truncate,
+)
 from basenet.sqlite.walindex import Index, read_header_bytes, read_index
 from basenet.units import is_page_size
 
@@ -94,7 +99,7 @@ class DetachedState:
         if len(data) != _DETACHED.size or data[0] != _DETACHED_VERSION:
             raise CorruptionError(
                 f"a detached state of {len(data)} bytes in the journal is not readable; "
-                "remove it with `basenet shards reset` to scan the database"
+                "move journal.db and what begins with its name out of the data directory"
             )
         _, device, inode, size, modified_ns, changed_ns, header_hash = _DETACHED.unpack(data)
         return cls(
@@ -263,6 +268,10 @@ class Database:
         """Run one PASSIVE checkpoint; raises `DatabaseReplaced` if the path is no longer ours."""
         return checkpoint_passive(self, connection)
 
+    def truncate(self, connection: apsw.Connection) -> CheckpointResult:
+        """Copy the log to the file and cut it off if that goes soon; raises `DatabaseReplaced`."""
+        return checkpoint_truncate(self, connection)
+
 
 def attach(path: Path) -> Database:
     """Attach to the database file at ``path``.
@@ -350,8 +359,9 @@ def _page_size(path: Path, descriptor: int) -> int:
 
 def _open_sqlite(database: Database) -> None:
     path = database.path
-    versions = os.pread(database.database_fd, 2, 18)
+    versions = os.pread(database.database_fd, 3, 18)
     if versions[1] == _ROLLBACK_VERSION:
+        _refuse_reserved(path, versions[2])
         _refuse_rollback_in_use(database)
     first = database.connect()
     database.connections.append(first)
@@ -386,6 +396,19 @@ def _connect(real_path: str) -> apsw.Connection:
     # connections begin reads and checkpoint, no more.
     connection.execute("pragma wal_autocheckpoint=0").fetchall()
     return connection
+
+
+def _refuse_reserved(path: Path, reserved_bytes: int) -> None:
+    """Leave the conversion to a VFS that keeps bytes of its own, such as checksums, in each page.
+
+    Our SQLite would write page 1 without it, and the application could not read the page again.
+    """
+    if reserved_bytes:
+        raise UnavailableError(
+            f"{path} is in rollback-journal mode and reserves {reserved_bytes} bytes a page, as "
+            "the checksum VFS does; run `pragma journal_mode=wal` in the application: only its own "
+            "VFS can convert the file."
+        )
 
 
 def _refuse_rollback_in_use(database: Database) -> None:

@@ -17,6 +17,7 @@ Whether the log is pinned meanwhile is decided by `policy` and done by `rotation
 depends on it: `tail` proves completeness by counting, pinned or not.
 """
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from basenet.errors import UnavailableError
 from basenet.sqlite.attach import Database, DetachedState
 from basenet.sqlite.captured import Captured, CaptureFlag, Cursor
 from basenet.sqlite.changes import changes_of, pieces_of
+from basenet.sqlite.checkpoint import DatabaseReplaced
 from basenet.sqlite.pages import PageView, cursor_at
 from basenet.sqlite.policy import CapturePolicy, PinPolicy
 from basenet.sqlite.recover import Scan, diff, scan
@@ -272,6 +274,8 @@ class Capture:
         if gap.is_lap:
             self.counters.laps += 1
             self._policy.on_lap(self._clock())
+        if gap.is_unsealed and self._index is not None:
+            self.rotation.on_unsealed(self._index.header.salts)
         self.rotation.engage()
 
     def _reach_tip(self) -> bool:
@@ -348,6 +352,22 @@ class Capture:
 
     # -- begin and end ---------------------------------------------------------------------------
 
+    def examine_log(self) -> int:
+        """Look for frames without a checksum in a log that was there before us; get rid of it.
+
+        Once, before a place is set: what comes later is verified as it is read. Returns how many
+        commits behind its end SQLite did not take up when it recovered the log. Raises
+        `DatabaseReplaced`.
+        """
+        index = self.database.read_index()
+        if index is None:
+            return 0
+        if index.header.frame_max and self._reader.find_unsealed(index.header) is not None:
+            again = self.database.read_index()
+            if again is not None and again.header.salts == index.header.salts:
+                self.rotation.on_unsealed(index.header.salts)
+        return self._reader.count_cut_off(index.header)
+
     def pin(self) -> None:
         """Pin the log now; raises `UnavailableError` if SQLite stays busy."""
         for _ in range(_PIN_ATTEMPTS_MAX):
@@ -365,6 +385,7 @@ class Capture:
         no place is set: call `recover`, or `adopt` for a file never seen before. Raises
         `UnavailableError`.
         """
+        self.examine_log()
         self.pin()
         index = self.database.read_index()
         if index is None:
@@ -376,6 +397,7 @@ class Capture:
 
     def adopt(self) -> Scan:
         """Hash a database that is new to us and go on from there; raises as `recover`."""
+        self.examine_log()
         self.pin()
         found = scan(self.database)
         self.restart_at(found.cursor)
@@ -412,7 +434,14 @@ class Capture:
         return state
 
     def close(self) -> None:
-        """End our transactions and let go of the file, leaving its log as it is."""
+        """End our transactions and let go of the file, leaving its log as it is.
+
+        Except one that the next recovery would cut: it is copied into the file, if that goes now.
+        """
         if self.database.is_open:
             self.rotation.pin.release()
+            if self.rotation.is_unsealed:
+                with contextlib.suppress(DatabaseReplaced):
+                    self.rotation.cut_off()
+                self.rotation.pin.release()
         self.database.close()

@@ -68,7 +68,7 @@ class Cursor:
         if len(data) != _CURSOR.size or data[0] != _CURSOR_VERSION:
             raise CorruptionError(
                 f"a capture cursor of {len(data)} bytes in the journal is not readable; "
-                "remove the journal's cursor with `basenet shards reset` to scan the database"
+                "move journal.db and what begins with its name out of the data directory"
             )
         _, device, inode, page_size, salts, frame, sum0, sum1, change = _CURSOR.unpack(data)
         return cls(

@@ -31,7 +31,7 @@ from typing import Final
 import numpy as np
 
 from basenet.errors import BasenetError
-from basenet.sqlite import filesystem, locks, walformat, walindex
+from basenet.sqlite import filesystem, locks, unsealed, walformat, walindex
 from basenet.sqlite.attach import HEADER_BYTES, MAGIC
 from basenet.sqlite.signals import JOURNAL_SUFFIX, SHM_SUFFIX, WAL_SUFFIX
 from basenet.units import MIB, is_page_size
@@ -375,11 +375,19 @@ def _check_mode(files: _Files) -> Iterator[Finding]:
         yield ok("journal mode", "WAL")
     elif read_version == 1:
         in_use = files.holder() is not None
-        yield (fail if in_use else warn)(
+        # Bytes of a VFS in each page: only that VFS can write page 1.
+        is_reserved = bool(files.header[20])
+        yield (fail if in_use or is_reserved else warn)(
             "journal mode",
             "a rollback journal, not WAL" + (", and in use" if in_use else ""),
             "run `pragma journal_mode=wal` once in the application"
-            + (", or stop it once so that basenet can" if in_use else "; else basenet does"),
+            + (
+                ""
+                if is_reserved
+                else ", or stop it once so that basenet can"
+                if in_use
+                else "; else basenet does"
+            ),
         )
     elif write_version > 2:  # noqa: PLR2004  (SQLite's write version for WAL)
         yield warn(
@@ -433,6 +441,7 @@ def _check_wal(files: _Files) -> Iterator[Finding]:
         )
         return
     yield from _check_stale(files, header)
+    yield from _check_unsealed(files, header)
     yield from _check_size(files)
 
 
@@ -464,6 +473,30 @@ def _check_stale(files: _Files, header: walformat.WalHeader) -> Iterator[Finding
             f"{wal} may belong to an earlier file of that name: the database is newer and holds "
             "none of the log's pages",
             remedy,
+        )
+
+
+def _check_unsealed(files: _Files, header: walformat.WalHeader) -> Iterator[Finding]:
+    """Check for frames that an old SQLite committed without a checksum."""
+    assert files.wal is not None, "a log to judge"
+    codec = walformat.FrameCodec(header.page_size, is_big_endian=header.is_big_endian)
+    commits = unsealed.count_unsealed(files.wal, codec, header)
+    if not commits:
+        return
+    wal = files.beside(WAL_SUFFIX)
+    fault = f"{wal} has {commits} commits behind frames without a checksum, a bug of old SQLite"
+    if files.is_attached():
+        yield fail(
+            "wal",
+            f"{fault}: they are lost when the last process that has the database open dies",
+            "run `pragma wal_checkpoint(truncate)` in the application now, and give it a newer "
+            "SQLite; basenet does the first by itself",
+        )
+    else:
+        yield fail(
+            "wal",
+            f"{fault}: whoever opens the database next does not see them",
+            "keep a copy of database and -wal; then give the application a newer SQLite",
         )
 
 

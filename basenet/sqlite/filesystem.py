@@ -280,7 +280,8 @@ def locks_visible_across_processes(directory: Path) -> LockVisibility:
             "-shm beside the database; let basenet's user write there"
         ) from error
     try:
-        os.ftruncate(descriptor, _SCRATCH_BYTES)
+        # Written and not only made longer: a hole on a full disk would end in SIGBUS.
+        os.pwrite(descriptor, bytes(_SCRATCH_BYTES), 0)
         with mmap.mmap(descriptor, _SCRATCH_BYTES) as mapping:
             return _compare_views(descriptor, mapping, name)
     except OSError as error:

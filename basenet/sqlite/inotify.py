@@ -335,8 +335,9 @@ class InotifyWake:
 
     def _clear_wal(self, shard: _Shard) -> None:
         if shard.wal is not None:
-            del self._wals[shard.wal]
-            self._remove(shard.wal)
+            if self._wals.get(shard.wal) is shard:
+                del self._wals[shard.wal]
+                self._remove(shard.wal)
             shard.wal = None
 
     def _set_opens(self, shard: _Shard) -> None:
@@ -348,9 +349,12 @@ class InotifyWake:
             self._opens[watch] = shard
 
     def _clear_opens(self, shard: _Shard) -> None:
+        # Two names of one file share the kernel's watch, and whoever asked last has it. Only one
+        # of them can be attached; the other one is refused, and misses nothing.
         if shard.opens is not None:
-            del self._opens[shard.opens]
-            self._remove(shard.opens)
+            if self._opens.get(shard.opens) is shard:
+                del self._opens[shard.opens]
+                self._remove(shard.opens)
             shard.opens = None
 
     def _enter_directory(self, path: Path) -> _Directory:

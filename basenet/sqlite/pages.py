@@ -13,7 +13,8 @@ true while we read by descriptor:
   already (nBackfill == mxFrame), and the log is not looked at.
 
 So one look at the wal-index *after* the transaction began fixes the position, whichever mark it is.
-The log's frames are verified when they are listed and again when they are read.
+The log's frames are verified when they are listed and again when they are read, except those that
+SQLite left without a checksum (`unsealed`): for them the wal-index speaks.
 """
 
 import os
@@ -49,6 +50,7 @@ class PageView:
         "_database",
         "_frame_pgnos",
         "_frame_rows",
+        "_is_sealed",
         "_sums",
         "cursor",
         "db_pages",
@@ -108,11 +110,13 @@ class PageView:
         self._frame_pgnos: Words = np.empty(0, np.uint32)
         self._frame_rows: npt.NDArray[np.intp] = np.empty(0, np.intp)
         self._sums: Words = np.empty((2, 0), np.uint32)
+        self._is_sealed = np.empty(0, bool)
         if index.is_backfilled:
             return
-        pgnos, self._sums = reader.list_frames(index.header)
-        self._frame_pgnos, first = np.unique(pgnos[::-1], return_index=True)
-        self._frame_rows = np.asarray(len(pgnos) - 1 - first, np.intp)
+        log = reader.list_frames(index.header)
+        self._sums, self._is_sealed = log.sums, log.is_sealed
+        self._frame_pgnos, first = np.unique(log.pgnos[::-1], return_index=True)
+        self._frame_rows = np.asarray(len(log.pgnos) - 1 - first, np.intp)
 
     def blocks(
         self, first: int = 1, last: int | None = None, block_bytes: int = BLOCK_BYTES
@@ -173,7 +177,8 @@ class PageView:
             offset = frame_offset(row, self.page_size)
             raw = os.pread(self._database.wal_fd, count * self._codec.frame_bytes, offset)
             sums = self._sums[:, row : row + count + 1]
-            found = self._codec.verify_each(raw, sums[:, :-1], sums[:, 1:])
+            is_sealed = self._is_sealed[row : row + count]
+            found = self._codec.verify_each(raw, sums[:, :-1], sums[:, 1:], is_sealed)
             if found is None:
                 raise CorruptionError(
                     f"{self._database.path}-wal is damaged near frame {row + 1}; check the disk."

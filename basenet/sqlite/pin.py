@@ -40,8 +40,14 @@ class Pin:
 
     @property
     def free_connection(self) -> apsw.Connection:
-        """The connection without a transaction, for checkpoints."""
+        """The connection without a transaction, for checkpoints.
+
+        While a pin is being moved there is none, and it is that of the newer transaction. A pin
+        that was not held before it is moved leaves one, for `engage` in the midst of the move.
+        """
         first, second = self._database.connections
+        if self._held is None:
+            return second if self._next is first else first
         return second if self._held is first else first
 
     def engage(self) -> bool:

@@ -30,6 +30,8 @@ RELEASE_FRAMES: Final = 300
 SETTLE_FRAMES: Final = 800
 # Below the application's threshold, so that our checkpoint is not in a queue with its own.
 ROTATE_FRAMES: Final = 800
+# A log of so many frames (7 MB at 4 KiB a page) is emptied under the lock, even if a commit waits.
+LONG_FRAMES: Final = 1_600
 # Above this nobody else resets the log: wal_autocheckpoint=0, or readers in the way.
 UNCHECKED_FRAMES: Final = 2_000
 # How long such a log may wait for its application before we do it.
@@ -188,13 +190,21 @@ class PinPolicy:
         may_retry = now >= self._retry_at
         idle_s = self.idle_s(now)
         if idle_s >= QUIET_S:
-            due = idle_s >= SETTLE_S or since >= SETTLE_FRAMES
-            return Action.SETTLE if due and may_retry and not facts.is_settled else Action.NOTHING
+            return self._decide_idle(facts, idle_s, since) if may_retry else Action.NOTHING
         is_calm = now >= self._calm_after and not self.is_strict(now)
         if is_calm and self._pinned_frames >= RELEASE_FRAMES:
             self._unchecked_since = None
             return Action.RELEASE
         return Action.ROTATE if since >= ROTATE_FRAMES and may_retry else Action.NOTHING
+
+    def _decide_idle(self, facts: LogFacts, idle_s: float, since: int) -> Action:
+        if facts.is_settled:
+            return Action.NOTHING
+        if idle_s < SETTLE_S and since >= LONG_FRAMES:
+            # It may be a writer at full speed that was kept from the processor for a moment: to
+            # settle takes no lock, and its log would grow by thousands of frames meanwhile.
+            return Action.ROTATE
+        return Action.SETTLE if idle_s >= SETTLE_S or since >= SETTLE_FRAMES else Action.NOTHING
 
     def _decide_free(self, now: float, facts: LogFacts) -> Action:
         if self.is_strict(now) or self._wants_pin:

@@ -88,7 +88,12 @@ def _in_generation(database: Database, index: Index, cursor: Cursor) -> Resumpti
             f"the log of {path} has {header.frame_max} frames but {cursor.frame} were captured: "
             "its end was lost (a power failure with synchronous=NORMAL?).",
         )
-    commits = LogReader(database).commits_behind(cursor, header)
+    reader = LogReader(database)
+    commits = reader.commits_behind(cursor, header)
+    if commits is None and reader.find_unsealed(header) is not None:
+        return _scan(
+            Outcome.AHEAD, f"the log of {path} has commits that SQLite left without a checksum."
+        )
     if commits is None:
         return _scan(Outcome.BEHIND, f"the log of {path} goes on otherwise than it was captured.")
     return Resumption(

@@ -17,6 +17,10 @@ needs the write lock, so nothing is unprotected in between, and the next writer 
 A pin on mark 0 is left only after a checkpoint of ours went through in the same generation, or for
 one that holds the write lock: nobody with an older view of the log can then be copying frames that
 are not what it thinks (P11).
+
+*Cut off*, for a log that SQLite left unsealed (`unsealed`): whoever opens the database next must
+not find it. Copied into the file and truncated at once, and again until that is done or the log
+was reset by somebody; meanwhile there may be a moment of no pin, which costs a page comparison.
 """
 
 from collections.abc import Callable
@@ -26,7 +30,7 @@ from typing import Final
 from basenet.sqlite import locks
 from basenet.sqlite.attach import Database
 from basenet.sqlite.pin import Pin
-from basenet.sqlite.policy import Action, LogFacts, PinPolicy
+from basenet.sqlite.policy import LONG_FRAMES, Action, LogFacts, PinPolicy
 from basenet.sqlite.walindex import READ_MARK_UNUSED
 
 LOCK_TRY_S: Final = 0.005
@@ -38,6 +42,8 @@ _ASIDE_PAUSE_S: Final = 0.001
 _PAUSE_S: Final = 0.000_2
 _SETTLE_ROUNDS: Final = 3
 _UNREADABLE_RETRY_S: Final = 0.010
+_CUT_RETRY_S: Final = 0.050
+_CUT_RETRY_S_MAX: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -47,6 +53,8 @@ class RotationCounters:
     rotations: int = 0
     settlings: int = 0
     checkpoints: int = 0
+    unsealed: int = 0
+    """How many logs had committed frames without a checksum."""
     problem: str | None = None
     """What the last checkpoint complained of (disk full), None if it did not."""
 
@@ -56,9 +64,12 @@ class Rotation:
 
     __slots__ = (
         "_clock",
+        "_cut_at_s",
+        "_cut_retry_s",
         "_database",
         "_reach_tip",
         "_sleep",
+        "_unsealed_salts",
         "counters",
         "lock_held_s",
         "pin",
@@ -83,6 +94,43 @@ class Rotation:
         self._reach_tip = reach_tip
         self._clock = clock
         self._sleep = sleep
+        self._unsealed_salts: bytes | None = None
+        self._cut_at_s = 0.0
+        self._cut_retry_s = _CUT_RETRY_S
+
+    @property
+    def is_unsealed(self) -> bool:
+        """Whether the log has, as far as we know, frames that a recovery would stop at."""
+        return self._unsealed_salts is not None
+
+    def on_unsealed(self, salts: bytes) -> None:
+        """Note that the log with ``salts`` has unsealed frames; try at once to be rid of it."""
+        if self._unsealed_salts != salts:
+            self._unsealed_salts = salts
+            self._cut_retry_s = _CUT_RETRY_S
+            self.counters.unsealed += 1
+        self.cut_off()
+
+    def cut_off(self) -> bool:
+        """Copy an unsealed log into the file and truncate it; return whether it is gone.
+
+        Raises `DatabaseReplaced`.
+        """
+        began_s = self._clock()
+        self.pin.release()
+        result = self._database.truncate(self.pin.free_connection)
+        self.counters.problem = result.problem
+        self.engage()
+        now_s = self._clock()
+        self.lock_held_s.append(("truncate", now_s - began_s))
+        facts = self.facts()
+        is_gone = facts is not None and (facts.salts != self._unsealed_salts or not facts.frame_max)
+        if is_gone:
+            self._unsealed_salts = None
+        else:
+            self._cut_at_s = now_s + self._cut_retry_s
+            self._cut_retry_s = min(2 * self._cut_retry_s, _CUT_RETRY_S_MAX)
+        return is_gone
 
     def engage(self) -> bool:
         """Pin the log where it ends now; False if SQLite is busy (the next poll tries again).
@@ -119,6 +167,9 @@ class Rotation:
         facts = self.facts()
         if facts is None:
             return _UNREADABLE_RETRY_S
+        if self.is_unsealed and now >= self._cut_at_s:
+            self.cut_off()
+            return self.next_call_s()
         action = self.policy.decide(now, facts)
         if action is Action.ENGAGE:
             self.engage()
@@ -130,8 +181,6 @@ class Rotation:
             self._make_way(facts)
         elif action is Action.SETTLE:
             self._settle()
-        else:
-            return self.policy.next_call_s(now, facts)
         return self.next_call_s()
 
     def next_call_s(self) -> float | None:
@@ -139,7 +188,12 @@ class Rotation:
         facts = self.facts()
         if facts is None:
             return _UNREADABLE_RETRY_S
-        return self.policy.next_call_s(self._clock(), facts)
+        now = self._clock()
+        due_s = self.policy.next_call_s(now, facts)
+        if self.is_unsealed:
+            cut_s = max(self._cut_at_s - now, 0.001)
+            due_s = cut_s if due_s is None else min(due_s, cut_s)
+        return due_s
 
     def _is_waited_for(self, facts: LogFacts) -> bool:
         """Return whether a checkpoint that wants the log empty may be waiting for our mark.
@@ -251,8 +305,10 @@ class Rotation:
 
     def _rotate(self) -> None:
         # The bulk goes first, without a lock. If the application is checkpointing itself that can
-        # fail; then all of it is done under the lock, where the application comes to rest.
-        if self._checkpoint() and self._move_pin():
+        # fail; then all of it is done under the lock, where the application comes to rest. So it
+        # is, too, when the log grew long: on a busy machine each step may last long enough for the
+        # application to write another few thousand frames.
+        if not self._is_long() and self._checkpoint() and self._move_pin() and not self._is_long():
             self._checkpoint()
         facts = None
         if self._try_write_lock():
@@ -265,6 +321,11 @@ class Rotation:
                 self.lock_held_s.append(("rotate", self._clock() - began))
             self.counters.rotations += 1
         self.policy.on_rotated(self._clock(), facts)
+
+    def _is_long(self) -> bool:
+        """Return whether the log should not grow any more while we empty it."""
+        facts = self.facts()
+        return facts is not None and facts.frame_max >= LONG_FRAMES
 
     def _empty_log(self) -> bool:
         """Under the write lock: capture the rest, copy it into the file, pin on mark 0.

@@ -28,7 +28,8 @@ An application with psow=0 repeats the commit frame up to the end of a sector. E
 commit frames are folded when, and only as far as, the equation asks for it.
 
 Everything read is verified (salts and checksum chain). What does not verify was being overwritten,
-so the wal-index is read again; if it still says the same, the bytes are bad: `CorruptionError`.
+so the wal-index is read again; if it still says the same, the bytes are bad: `CorruptionError`, or
+`Gap` where it is SQLite itself that left them without a checksum (`unsealed`).
 """
 
 import os
@@ -43,6 +44,7 @@ import numpy.typing as npt
 from basenet.errors import CorruptionError
 from basenet.sqlite.attach import Database
 from basenet.sqlite.captured import Cursor
+from basenet.sqlite.unsealed import blank_rows, count_cut_off, find_unsealed, is_unsealed
 from basenet.sqlite.walformat import (
     FRAME_HEADER_BYTES,
     HEADER_BYTES,
@@ -58,9 +60,9 @@ from basenet.sqlite.walformat import (
 from basenet.sqlite.walindex import Index, IndexHeader
 from basenet.units import MIB
 
-BLOCK_BYTES_MAX: Final = 8 * MIB
+BLOCK_BYTES_MAX: Final = 4 * MIB
 # What an unread old generation may hold in memory before we call ourselves lapped.
-TAIL_BYTES_MAX: Final = 4 * BLOCK_BYTES_MAX
+TAIL_BYTES_MAX: Final = 8 * BLOCK_BYTES_MAX
 _ATTEMPTS_MAX: Final = 5
 _HALF_RANGE: Final = 1 << 31
 _MASK: Final = 0xFFFFFFFF
@@ -70,16 +72,25 @@ class Gap(Exception):  # noqa: N818  (a fact about the log, not a fault; it is a
     """Commits cannot be followed one by one from the cursor; a page diff must bridge them.
 
     ``is_lap``: the log was overwritten before it was read (capture was too slow for it).
+    ``is_unsealed``: SQLite committed frames without a checksum (see `unsealed`).
     """
 
-    def __init__(self, reason: str, *, is_lap: bool = False) -> None:
+    def __init__(self, reason: str, *, is_lap: bool = False, is_unsealed: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.is_lap = is_lap
+        self.is_unsealed = is_unsealed
 
 
 class _Unstable(Exception):  # noqa: N818  (internal: read the index again)
-    """What the index announced was not there; probably it changed meanwhile."""
+    """What the index announced was not there; probably it changed meanwhile.
+
+    ``is_unsealed``: if it did not, the frame is there, but without a checksum.
+    """
+
+    def __init__(self, reason: str, *, is_unsealed: bool = False) -> None:
+        super().__init__(reason)
+        self.is_unsealed = is_unsealed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +123,19 @@ class HugeTransaction:
     db_pages: int
     start: Cursor
     end: Cursor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """All frames of a log without their pages.
+
+    ``pgnos``, ``is_sealed`` (whether its checksum speaks for it): shape (n,). ``sums``: stored
+    checksums with the one before the first frame in front, shape (2, n + 1).
+    """
+
+    pgnos: Words
+    sums: Words
+    is_sealed: npt.NDArray[np.bool_]
 
 
 class LogReader:
@@ -154,6 +178,8 @@ class LogReader:
                 if again is None:
                     return None
                 index = again
+        if problem.is_unsealed:
+            raise Gap(f"SQLite committed without a checksum: {problem}", is_unsealed=True)
         raise self._damaged(problem) from problem
 
     def _start_checksum(self, salts: bytes, frame: int, checksum: Checksum) -> Checksum:
@@ -191,7 +217,7 @@ class LogReader:
         start = self._start_checksum(header.salts, cursor.frame, cursor.checksum)
         frames = self._read_frames(codec, header.salts, cursor.frame, take, start)
         if len(frames) < take:
-            raise _Unstable(f"frame {cursor.frame + len(frames) + 1} does not verify")
+            raise self._unverified(cursor.frame + len(frames) + 1)
         if take == count and (frames.last_checksum != header.checksum or not frames.sizes[-1]):
             raise _Unstable(f"frame {header.frame_max} is not the last commit")
         if take < count:
@@ -353,7 +379,7 @@ class LogReader:
             take = min(self.block_frames, header.frame_max - position)
             frames = self._read_frames(codec, header.salts, position, take, checksum)
             if len(frames) < take:
-                raise _Unstable(f"frame {position + len(frames) + 1} does not verify")
+                raise self._unverified(position + len(frames) + 1)
             yield frames
             position += take
             checksum = frames.last_checksum
@@ -370,7 +396,7 @@ class LogReader:
             take = min(self.block_frames, header.frame_max - position)
             frames = self._read_frames(codec, header.salts, position, take, checksum)
             if len(frames) < take or not take:
-                raise _Unstable(f"frame {position + len(frames) + 1} does not verify")
+                raise self._unverified(position + len(frames) + 1)
             ends = np.flatnonzero(frames.sizes)
             if len(ends):
                 frames = _head(frames, int(ends[0]) + 1)
@@ -396,22 +422,68 @@ class LogReader:
             end=end,
         )
 
-    def list_frames(self, header: IndexHeader) -> tuple[Words, Words]:
+    def _unverified(self, frame: int) -> _Unstable:
+        return _Unstable(
+            f"frame {frame} does not verify",
+            is_unsealed=is_unsealed(self._database.wal_fd, frame, self._database.page_size),
+        )
+
+    def find_unsealed(self, header: IndexHeader) -> int | None:
+        """Return the first frame up to mxFrame that has no checksum, None if all have one."""
+        return find_unsealed(self._database.wal_fd, self.codec(header), header.frame_max)
+
+    def count_cut_off(self, header: IndexHeader) -> int:
+        """Return how many commits a recovery lost behind frames without a checksum."""
+        return count_cut_off(
+            self._database.wal_fd, self.codec(header), header.salts, header.frame_max
+        )
+
+    def _trusted(
+        self, header: IndexHeader, checksum: Checksum
+    ) -> Iterator[tuple[Frames, npt.NDArray[np.bool_]]]:
+        """Yield the whole log block by block, with what is sealed of it; raise `_Unstable`."""
+        codec = self.codec(header)
+        position, was_blank = 0, False
+        while position < header.frame_max:
+            take = min(self.block_frames, header.frame_max - position)
+            offset = frame_offset(position, codec.page_size)
+            block = os.pread(self._database.wal_fd, take * codec.frame_bytes, offset)
+            frames, is_sealed = codec.examine(block, header.salts, checksum)
+            if len(frames) < take:
+                raise self._unverified(position + len(frames) + 1)
+            is_blank = blank_rows(codec.headers(block))
+            # What follows an unsealed frame continues a checksum that is not there.
+            follows = np.concatenate(([was_blank], is_blank[:-1]))
+            bad = np.flatnonzero(~(is_sealed | is_blank | follows))
+            if len(bad):
+                raise self._unverified(position + int(bad[0]) + 1)
+            yield frames, is_sealed
+            was_blank = bool(is_blank[-1])
+            position += take
+            checksum = frames.last_checksum
+
+    def list_frames(self, header: IndexHeader) -> Listing:
         """Verify the whole log up to ``header`` without keeping images.
 
-        Returns the page numbers of all frames, shape (n,), and the checksums with the one before
-        the first in front, shape (2, n + 1). The log must be pinned: raises `CorruptionError`.
+        Frames that SQLite left unsealed count as they are. The log must be pinned: raises
+        `CorruptionError`.
         """
         pgnos: list[Words] = [np.empty(0, np.uint32)]
+        sealed = [np.empty(0, bool)]
         try:
             checksum = self._start_checksum(header.salts, 0, (0, 0))
             sums = [np.array(checksum, np.uint32).reshape(2, 1)]
-            for frames in self._verified(header, 0, checksum):
+            for frames, is_sealed in self._trusted(header, checksum):
                 pgnos.append(frames.pgnos.copy())
                 sums.append(frames.sums.copy())
+                sealed.append(is_sealed)
         except _Unstable as problem:
             raise self._damaged(problem) from problem
-        return np.concatenate(pgnos), np.concatenate(sums, axis=1)
+        return Listing(
+            pgnos=np.concatenate(pgnos),
+            sums=np.concatenate(sums, axis=1),
+            is_sealed=np.concatenate(sealed),
+        )
 
     def _damaged(self, problem: _Unstable) -> CorruptionError:
         return CorruptionError(

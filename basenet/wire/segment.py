@@ -64,7 +64,7 @@ from basenet.wire.frame import (
     decode_frame,
     decode_head,
 )
-from basenet.wire.signature import Signer, is_signed
+from basenet.wire.signature import Signer, get_fingerprint, is_signed
 
 MAGIC: Final = b"LBN2"
 EPOCH_RECORD_VERSION: Final = 4
@@ -225,17 +225,12 @@ def _verify_outside(data: bytes, trusted: AbstractSet[bytes], what: str) -> Publ
         raise reader.fail("its crc does not fit its bytes")
     if public not in trusted:
         raise UntrustedKey(
-            f"{what} is signed by the key {key_fingerprint(public)}, which is not trusted: "
+            f"{what} is signed by the key {get_fingerprint(public)}, which is not trusted: "
             "give its public key with --trusted-keys FILE or BASE_TRUSTED_KEYS."
         )
     if not is_signed(public, bytes(view[-SIGNATURE_BYTES:]), view[:-SIGNATURE_BYTES]):
         raise reader.fail("its signature is wrong")
     return PublicKeyBytes(public)
-
-
-def key_fingerprint(public: bytes) -> str:
-    """Return the short name of a key for people: the first 16 hex digits of its SHA-256."""
-    return sha256(public).hexdigest()[:16]
 
 
 def check_identity(

@@ -4,7 +4,9 @@ A domain is the NUL-terminated text in front of the signed bytes, so that a sign
 can never pass for another. A segment needs no text: its first four bytes are its magic.
 """
 
+import base64
 from functools import lru_cache
+from hashlib import sha256
 from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
@@ -47,6 +49,11 @@ class Signer:
 @lru_cache(maxsize=1024)
 def _public_key(raw: bytes) -> Ed25519PublicKey:
     return Ed25519PublicKey.from_public_bytes(raw)
+
+
+def get_fingerprint(public: bytes) -> str:
+    """Return a short name of a key to compare by eye, in the form that ssh uses."""
+    return f"SHA256:{base64.b64encode(sha256(public).digest()).decode().rstrip('=')}"
 
 
 def is_signed(public: bytes, signature: bytes, message: bytes | memoryview) -> bool:

@@ -65,7 +65,7 @@ async def test_our_journal_goes_on_where_the_archive_ends() -> None:
     put_tip(store, chain, 9, archive_epoch=3)
     for tip in (21, 13, 12):
         assert await decide(store, journal_of(chain, tip=tip)) == Resume(
-            archived_seq=Seq(12), needs_snapshot=False, archive_epoch=3
+            archived_seq=Seq(12), needs_snapshot=False, archive_epoch=3, has_tip=True
         )
 
 
@@ -174,6 +174,75 @@ async def test_an_archive_of_an_unknown_key_is_refused_with_a_way_on() -> None:
     assert isinstance(decision.error, UntrustedKey)
     assert "SHA256:" in str(decision.error)
     assert "basenet keys show" in str(decision.error)
+
+
+async def test_a_state_that_cannot_be_told_makes_a_child_that_brings_every_page() -> None:
+    """The first snapshot never finished, and the journal is lost: no database is stopped by it."""
+    chain = make_chain(pages={pgno: bytes([pgno]) * 512 for pgno in range(1, 20)})
+    store = MemoryStore()
+    ship(store, chain)
+    decision = await decide(store, None)
+    assert isinstance(decision, Child)
+    assert (decision.parent, decision.seq) == (chain.lineage, chain.tip.head.seq)
+    assert (decision.needs_snapshot, decision.is_forced) == (True, False)
+    state = decision.state
+    assert state is not None
+    assert state.state_root == chain.tip.head.state_root
+    groups = groups_of(chain.pages)
+    assert state.find_differing(groups, page_size=512) == list(range(len(groups) // HASH_BYTES))
+    put_tip(store, chain, chain.tip.head.seq)
+    assert isinstance(await decide(store, None, key=2, trusted=(1, 2)), Child)
+    unknown = await decide(store, None, key=2, trusted=(2,))
+    assert isinstance(unknown, Refuse)
+
+
+async def test_a_tip_that_proves_more_than_is_there_is_never_passed_over() -> None:
+    """Not for want of a base either: what was archived is given up by a person alone."""
+    chain = make_chain(pages={1: bytes(512)})
+    store = MemoryStore()
+    ship(store, chain, end=12)
+    put_tip(store, chain, 15)
+    assert isinstance(await decide(store, None), Refuse)
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+async def test_a_lineage_that_lost_its_genesis_gets_it_back_or_a_child(
+    tmp_path: Path, *, is_held: bool
+) -> None:
+    """Without a genesis a lineage cannot be placed: no restore would find it again."""
+    chain, store = make_chain(), MemoryStore()
+    ship(store, chain)
+    put_tip(store, chain, chain.tip.head.seq)
+    await snapshot(store, chain, tmp_path)
+    del store.objects[store.names("/log/")[0]]
+    decision = await decide(store, journal_of(chain, first=1 if is_held else 6, archived=21))
+    if is_held:
+        assert isinstance(decision, Resume)
+        assert (decision.archived_seq, decision.has_tip) == (0, True)
+        return
+    assert isinstance(decision, Child)
+    assert (decision.parent, decision.seq, decision.state) == (chain.lineage, 21, None)
+    assert decision.needs_snapshot
+    child = Chain(number=2, parent=chain)
+    child.random_commit(grow=1)
+    ship(store, child)
+    put_tip(store, child, child.tip.head.seq)
+    await snapshot(store, child, tmp_path)
+    out = tmp_path / "out.db"
+    await restore(store, NAMES, Place(out), trusted=frozenset({child.signer.public}))
+    assert out.read_bytes()[512:] == b"".join(child.pages[n] for n in sorted(child.pages))[512:]
+    assert isinstance(await decide(store, journal_of(child)), Resume)
+
+
+@pytest.mark.parametrize("how", ["older", "empty"])
+async def test_only_a_journal_that_was_put_back_has_regressed(how: str) -> None:
+    """An empty one lost its directory, which is another accident."""
+    chain, store = make_chain(), MemoryStore()
+    ship(store, chain)
+    put_tip(store, chain, 21)
+    decision = await decide(store, journal_of(chain, tip=20) if how == "older" else None)
+    assert isinstance(decision, Child)
+    assert decision.has_regressed is (how == "older")
 
 
 async def test_two_leaves_are_refused_by_name() -> None:

@@ -122,6 +122,20 @@ async def test_a_foreign_lease_that_stands_still_for_a_ttl_is_taken_with_the_nex
     assert stored(store)["node"] == "b"
 
 
+async def test_who_waits_says_for_whom(autojump_clock: trio.testing.MockClock) -> None:
+    """While it waits for a foreign lease to run out, and not afterwards."""
+    store = MemoryStore()
+    await make(store).acquire()
+    second = make(store, "b", b"k" * 16)
+    assert second.waits_for is None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(second.acquire)
+        await trio.sleep(5)
+        assert second.waits_for == "node a (archive epoch 1)"
+    assert second.waits_for is None
+    assert autojump_clock.current_time() >= 5
+
+
 async def test_a_wait_that_was_cut_short_goes_on_where_it_was(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

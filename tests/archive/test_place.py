@@ -181,6 +181,18 @@ def test_a_place_that_cannot_be_is_a_usage_error(tmp_path: Path) -> None:
         Place(tmp_path / "no" / "app.db").check()
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_device_or_a_pipe_is_never_replaced(tmp_path: Path, *, force: bool) -> None:
+    """Not even with --force: whoever is root would replace /dev/null for the whole machine."""
+    pipe = tmp_path / "app.db"
+    os.mkfifo(pipe)
+    for path in (pipe, Path(os.devnull)):
+        with pytest.raises(UsageError, match="a device or a pipe"):
+            Place(path, force=force).check()
+    assert names(tmp_path) == ["app.db"]
+    assert Path(os.devnull).is_char_device()
+
+
 def test_a_full_disk_is_said_plainly(tmp_path: Path) -> None:
     """/dev/full answers every write with ENOSPC."""
     with Place(tmp_path / "app.db").open_draft() as draft:

@@ -302,6 +302,19 @@ async def test_an_unusable_older_snapshot_only_costs_its_parts(tmp_path: Path) -
     assert before.seq < after.seq
 
 
+async def test_a_part_that_was_deleted_is_stored_again(tmp_path: Path) -> None:
+    """Only what is listed is shared: else every snapshot to come would lack it."""
+    bench = Bench(grown(9000), tmp_path)
+    await bench.take()
+    part = bench.store.names("/part/")[0]
+    del bench.store.objects[part]
+    bench.chain.commit({5000: bench.chain.page()})
+    after = await bench.take()
+    assert (after.parts, after.parts_shared) == (3, 1)
+    assert part in bench.store.objects
+    assert await bench.pages() == stored_form(bench.chain.pages, 512)
+
+
 async def test_a_damaged_part_is_written_again_and_reported(tmp_path: Path) -> None:
     """We hold the bytes that its name speaks of: so all snapshots that name it are whole again."""
     bench = Bench(grown(9000), tmp_path)

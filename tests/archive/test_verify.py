@@ -1,5 +1,6 @@
 """Whatever is wrong with an archive, verify names it, and so does a restore that uses it."""
 
+import re
 import tempfile
 from dataclasses import dataclass
 from functools import cache, partial
@@ -107,6 +108,12 @@ def world() -> World:
     )
 
 
+def check_named(name: str, sentence: str) -> None:
+    """Of what is not there any more only the frames are known, and not the whole name."""
+    told = "missing|lost its genesis|TIP proves|" + re.escape(name.rpartition("/")[2])
+    assert re.search(told, sentence), (name, sentence)
+
+
 def judge(archive: Archive, name: str) -> None:
     """Check that verify names ``name``, and that no restore that reads it succeeds."""
     report = trio.run(archive.verify)
@@ -117,8 +124,9 @@ def judge(archive: Archive, name: str) -> None:
             archive.store.calls.clear()
             try:
                 trio.run(partial(archive.restore, world().history, folder / place, to_seq=seq))
-            except BasenetError:
+            except BasenetError as error:
                 assert list(folder.iterdir()) == []
+                check_named(name, str(error))
             else:
                 assert ("get", name) not in archive.store.calls
                 assert (folder / place).read_bytes() == world().history.contents(seq)
@@ -191,7 +199,9 @@ def test_any_deleted_object_below_the_tip_is_found() -> None:
     untraced = [
         "/TIP",
         "/LEASE",
-        "00013.lbn",  # an inline page set that no moment depends on
+        "/set/L9/00000000000000000000-00000000000000000013.lbn",  # page sets that no moment
+        "/set/L9/00000000000000000000-00000000000000000010.lbn",  # depends on: the whole log
+        "/set/L9/00000000000000000000-00000000000000000004.lbn",  # is there
         "/log/0000000000000000/00000000000000000013-00000000000000000013-",  # abandoned, the last
     ]
     for name in world().names:
@@ -387,6 +397,67 @@ async def test_a_shard_that_cannot_be_restored_at_all_is_a_problem() -> None:
     history.random_commit()
     report = await archived(history).verify()
     assert ["nothing of lineage" in problem.sentence for problem in report.problems] == [True]
+
+
+async def test_a_gap_that_retention_leaves_may_end_among_abandoned_frames() -> None:
+    """A CONFIG above the seq at which a retired lineage was left stays, and all before it goes."""
+    parent = History(pages={1: bytes(512)})
+    for _ in range(6):
+        parent.random_commit()
+    parent.hand_over(2)
+    abandoned = parent.tip.head.seq
+    child = History(number=2, parent=parent, parent_seq=4, seed=8)
+    for _ in range(5):
+        child.random_commit()
+    archive = Archive()
+    archive.put_log(parent, 1)
+    archive.put_log(parent, abandoned)
+    archive.put_log(child, child.start)
+    base = child.start + 2
+    archive.put_set(child, base)
+    archive.put_logs(child, 2, start=base + 1)
+    archive.put_tip(child)
+    report = await archive.verify(now_ns=parent.tip.head.timestamp_ns + 8 * DAY_NS)
+    assert report.problems == []
+    young = await archive.verify(now_ns=FIRST_NS + DAY_NS)
+    assert "are missing" in young.problems[0].sentence
+    # A frame that the kept moments need is missed as ever.
+    archive.delete(archive.put_log(child, base + 1, base + 2))
+    report = await archive.verify(now_ns=parent.tip.head.timestamp_ns + 8 * DAY_NS)
+    assert f"frames {base + 1}..{base + 2} are missing" in report.problems[0].sentence
+
+
+async def test_a_page_set_may_stand_at_a_config_that_votes_its_author_out() -> None:
+    """Verify and restore ask for the author's standing before that frame."""
+    history = grown(3)
+    history.hand_over(2)
+    at = history.tip.head.seq
+    history.random_commit()
+    archive = archived(history)
+    archive.put_set(history, at, key=signer(2))
+    assert (await archive.verify()).problems == []
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.db"
+        report = await archive.restore(history, out)
+        assert report.page_sets
+        assert out.read_bytes() == history.contents()
+
+
+async def test_what_a_broken_off_snapshot_leaves_is_a_note_and_a_needed_manifest_is_not() -> None:
+    """Without frames that only the manifest makes up for, nobody misses it."""
+    history = grown(10)
+    archive = archived(history)
+    manifest, index, *_ = archive.put_set(history, 5)
+    archive.put_set(history, 9)
+    archive.delete(manifest)
+    report = await archive.verify()
+    assert report.problems == []
+    assert any(index in note and "broken off" in note for note in report.shards[0].notes)
+    history, archive = retained()
+    manifest = next(name for name in archive.store.objects if name.endswith("00009.lbn"))
+    archive.delete(manifest)
+    report = await archive.verify(now_ns=history.tip.head.timestamp_ns + 8 * DAY_NS)
+    assert is_named(report, manifest)
 
 
 # Objects that are none of ours, or not yet.

@@ -99,7 +99,9 @@ async def test_log_snapshots_retention_and_restart_on_a_directory(tmp_path: Path
         key=PublicKeyBytes(chain.signer.public),
         trusted=trusted,
     )
-    assert decision == Resume(archived_seq=Seq(handed), needs_snapshot=False, archive_epoch=1)
+    assert decision == Resume(
+        archived_seq=Seq(handed), needs_snapshot=False, archive_epoch=1, has_tip=True
+    )
     await run_daemon(handed)
     later_ns = chain.now_ns + 100 * 24 * 3600 * SECOND_NS
     pruner = Pruner(

@@ -166,6 +166,25 @@ def test_the_first_place_that_is_named_decides(
     assert run([*command, "--trusted-keys", str(tmp_path / "missing.keys")]) == 3
 
 
+@pytest.mark.parametrize("mode", ["folder", "file"])
+def test_keys_that_somebody_else_could_have_left_are_not_believed(
+    archive: Path, keys: Path, mode: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Found beside OUT and not named, in a place that others can write: as in /tmp."""
+    found = tmp_path / "out" / ".basenet" / "trusted.keys"
+    found.parent.mkdir(parents=True)
+    found.write_bytes(keys.read_bytes())
+    out = found.parent.parent / "app.db"
+    open_to_all = found if mode == "file" else found.parent
+    before = open_to_all.stat().st_mode
+    open_to_all.chmod(0o777)
+    assert run(["restore", str(archive), str(out), "--shard", "app"]) == 2
+    assert str(open_to_all) in capsys.readouterr().err
+    assert not out.exists()
+    open_to_all.chmod(before)
+    assert run(["restore", str(archive), str(out), "--shard", "app"]) == 0
+
+
 def test_nothing_is_overwritten(
     archive: Path, keys: Path, history: History, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,16 @@ def test_a_pipe_gets_plain_columns(tmp_path: Path, capsys: pytest.CaptureFixture
     assert lines[4:] == ["! shard orders has stopped", "! orders: page 7 of orders.db is torn"]
 
 
+def test_what_is_wrong_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reason why the node is not ready holds the shard's own sentence already."""
+    surface = make_surface()
+    surface.reasons = ("shard orders is stopped: page 7 of orders.db is torn",)
+    with served_in_thread(surface, tmp_path):
+        assert run(["status", "--data-dir", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[4:] == ["! shard orders is stopped: page 7 of orders.db is torn"]
+
+
 def test_json_is_the_daemons_own_document(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,10 +120,11 @@ def test_the_daemon_is_found_by_its_url(tmp_path: Path, capsys: pytest.CaptureFi
     assert "node-a" in capsys.readouterr().out
 
 
-def test_a_terminal_gets_a_drawn_table(tmp_path: Path) -> None:
-    """The same words with colours, read from a real pseudo-terminal."""
+@pytest.mark.parametrize("columns", ["80", "160"])
+def test_a_terminal_gets_a_drawn_table(tmp_path: Path, columns: str) -> None:
+    """The same words with colours, read from a real pseudo-terminal; ids and states are whole."""
     master, slave = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "160"}
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": columns}
     with served_in_thread(make_surface(), tmp_path):
         done = subprocess.run(
             [*program(), "--data-dir", str(tmp_path)],

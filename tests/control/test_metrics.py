@@ -48,6 +48,7 @@ OWN_NAMES = [
     "base_recovered_frames_total",
     "base_capture_lapped_total",
     "base_leases_lost_total",
+    "base_archive_losses_total",
     "base_journal_bytes",
 ]
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"

@@ -1,4 +1,4 @@
-"""A node over real files, without an archive: what a supervisor and its shards live in."""
+"""A node over real files, without an archive by default: what its shards live in."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import trio
 
+from basenet.archive.store import Store
 from basenet.config.loader import load
 from basenet.daemon.journalist import Journalist
 from basenet.daemon.node import Node
@@ -20,7 +21,7 @@ from tests.daemon.model import SIGNER, Model, author_of, give_birth, loaded
 
 @asynccontextmanager
 async def running_node(
-    folder: Path, *, shards: str, journal_bytes_max: int = GIB
+    folder: Path, *, shards: str, journal_bytes_max: int = GIB, store: Store | None = None
 ) -> AsyncIterator[Node]:
     """Run a node's journalist and waker for the body, which runs the rest."""
     config = load(
@@ -33,7 +34,7 @@ async def running_node(
         author=author_of(journal.journal_id),
         journalist=Journalist(journal),
         waker=Waker(wake),
-        store=None,
+        store=store,
         trusted=frozenset({SIGNER.public}),
     )
     try:

@@ -6,6 +6,7 @@ from basenet.sqlite.policy import (
     CALM_S_MAX,
     LAG_FRAMES_MAX,
     LATE_S,
+    LONG_FRAMES,
     PENALTY_S,
     QUIET_S,
     RELEASE_FRAMES,
@@ -207,6 +208,19 @@ def test_a_long_log_is_settled_in_the_first_quiet_moment() -> None:
     log.rotated(complete=False)
     assert log.poll(0) is Action.NOTHING
     assert log.poll(0, 0.05) is Action.SETTLE
+
+
+def test_a_very_long_log_is_rotated_even_in_a_quiet_moment() -> None:
+    """Its writer may only be kept from the processor: without a lock it would outgrow us."""
+    log = Log()
+    log.poll(0)
+    log.poll(RELEASE_FRAMES - 10)
+    log.facts.frame_max = LONG_FRAMES
+    assert log.poll(0, QUIET_S + 0.001) is Action.ROTATE
+    log.rotated(complete=False)
+    assert log.poll(0, SETTLE_S) is Action.SETTLE
+    log.rotated()
+    assert log.poll(0, 0.05) is Action.NOTHING
 
 
 def test_a_log_that_nobody_resets_is_rotated_by_us() -> None:

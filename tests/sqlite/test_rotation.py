@@ -10,6 +10,7 @@ import pytest
 from basenet.sqlite import locks
 from basenet.sqlite.capture import Captured, CapturePolicy, Gap, RestReason
 from basenet.sqlite.checkpoint import DatabaseReplaced
+from basenet.sqlite.policy import LONG_FRAMES
 from tests.sqlite.conftest import Scene
 
 
@@ -103,6 +104,20 @@ def test_rotating_makes_the_next_writer_start_anew(scene: Scene) -> None:
     scene.application.sql("insert into t values(2, 1)")
     assert facts(scene)[1] < 4
     scene.check(commits=901)
+
+
+def test_a_long_log_is_emptied_in_one_go(scene: Scene) -> None:
+    """All of it under the lock: what is copied before lets the application write on meanwhile."""
+    scene.open("pragma wal_autocheckpoint=0", policy=CapturePolicy.STRICT)
+    scene.application.run(
+        f"for n in range({LONG_FRAMES}): c.execute('insert into t values(?, 1)', (n,))"
+    )
+    begun = scene.capture.rotation.counters.checkpoints
+    scene.capture.rotation._rotate()
+    assert facts(scene)[2]
+    under_the_lock = 2
+    assert scene.capture.rotation.counters.checkpoints - begun == under_the_lock
+    scene.check(commits=LONG_FRAMES)
 
 
 def test_a_writer_at_work_refuses_the_rotation_without_a_wait(scene: Scene) -> None:

@@ -328,6 +328,23 @@ def test_one_file_as_two_shards_is_refused(tmp_path: Path, wake: Wake) -> None:
     assert signals(wake) == {("a", Signal.DATABASE_APPEARED)}
 
 
+def test_two_names_of_one_file_come_and_go_in_any_order(tmp_path: Path, wake: Wake) -> None:
+    """Hard links share the kernel's watch of the file; only one of them can be attached."""
+    app = application(tmp_path / "a.db")
+    (tmp_path / "b.db").hardlink_to(tmp_path / "a.db")
+    for first, second in (("a", "b"), ("b", "a")):
+        for key in ("a", "b"):
+            wake.watch(key, tmp_path / f"{key}.db")
+            wake.watch_opens(key)
+        wake.ignore_opens(first)
+        wake.ignore_opens(second)
+        wake.watch_opens(second)
+        wake.unwatch(first)
+        wake.unwatch(second)
+    assert wake.read_events() == []
+    app.close()
+
+
 def test_what_was_asked_for_moves_along_from_inotify_to_polling_and_back(tmp_path: Path) -> None:
     """Paused and opens-wanted are wishes of the owner, not of the half that happens to serve."""
     home = tmp_path / "home"

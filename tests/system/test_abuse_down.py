@@ -89,6 +89,23 @@ def test_a_file_moved_in_after_the_application_stopped_is_the_new_database(scene
     assert count(scene) == 8
 
 
+def test_files_moved_in_one_after_the_other_are_each_let_go(scene: Scene) -> None:
+    """A file put in place of ours is not an application that was too quick for us."""
+    daemon = scene.serve()
+    for round_number in range(4):
+        other = scene.folder / "other.db"
+        make_database(other, round_number + 1)
+        other.rename(scene.database)
+        application = scene.start_wal_application()
+        daemon.wait_archived()
+        application.sql("INSERT INTO t VALUES (1, 2)")
+        daemon.wait_archived()
+        application.close()
+        # Far below the minute that is waited for a database of short-lived writers.
+        wait_detached(daemon)
+    scene.check_restore()
+
+
 def test_a_database_replaced_under_us_is_followed(scene: Scene) -> None:
     """Another file renamed over the database while both of us have it open: the new one counts."""
     application = scene.start_wal_application()
@@ -328,6 +345,66 @@ def test_a_data_directory_that_was_deleted_is_no_second_history(scene: Scene) ->
     scene.check_restore()
     assert count(scene) == 3
     assert scene.restore(to_seq=reached).query("SELECT count(*) FROM t") == [(1,)]
+
+
+def test_an_archive_of_an_unknown_key_does_not_stop_capture(scene: Scene) -> None:
+    """The key is lost with the data directory: commits wait in the journal; status says why."""
+    application = scene.start_wal_application()
+    application.sql("INSERT INTO t VALUES (1, 2)")
+    daemon = scene.serve()
+    daemon.wait_archived()
+    daemon.stop()
+    old = (scene.data_dir / "trusted.keys").read_text()
+    shutil.rmtree(scene.data_dir)
+    daemon = scene.serve()
+    daemon.wait_capturing()
+    application.sql("INSERT INTO t VALUES (3, 4)")
+    daemon.wait_final()
+    told = daemon.wait_status(lambda status: "not trusted" in status.archive, "the refusal")
+    assert (told.state, told.archived_seq) == (ShardState.CAPTURING, 0)
+    assert scene.run("wait", "--now", "--timeout", "200ms")[0] == 1
+    daemon.stop()
+    with (scene.data_dir / "trusted.keys").open("a") as file:
+        file.write(old)
+    daemon = scene.serve()
+    daemon.wait_archived()
+    scene.check_restore()
+    assert count(scene) == 2
+
+
+def test_a_machine_put_back_to_an_older_state_is_told(scene: Scene) -> None:
+    """File and journal are old together, and only the archive knows: REGRESSED, and no gap."""
+    application = scene.start_wal_application()
+    application.sql("INSERT INTO t VALUES (1, 2)")
+    daemon = scene.serve()
+    daemon.wait_archived()
+    application.close()
+    wait_detached(daemon)
+    assert daemon.stop() == 0
+    old = scene.folder / "old"
+    shutil.copytree(scene.data_dir, old)
+    shutil.copy(scene.database, scene.folder / "old.db")
+    application = scene.start_application()
+    daemon = scene.serve()
+    application.sql("INSERT INTO t VALUES (3, 4)")
+    reached = daemon.wait_archived().seq
+    application.close()
+    wait_detached(daemon)
+    assert daemon.stop() == 0
+    shutil.rmtree(scene.data_dir)
+    old.rename(scene.data_dir)
+    shutil.copy(scene.folder / "old.db", scene.database)
+    application = scene.start_application()
+    application.sql("SELECT count(*) FROM t")
+    daemon = scene.serve()
+    daemon.wait_archived()
+    status = daemon.wait_status(lambda status: status.regressed, "REGRESSED")
+    assert status.regressed == 1
+    assert daemon.metric("base_regressed_frames_total") == 1
+    assert '"regressed"' in daemon.read_log()
+    scene.check_restore()
+    assert count(scene) == 1
+    assert scene.restore(to_seq=reached).query("SELECT count(*) FROM t") == [(2,)]
 
 
 def test_an_old_data_directory_put_back_is_no_second_history(scene: Scene) -> None:

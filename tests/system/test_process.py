@@ -170,3 +170,27 @@ def test_stopping_leaves_no_trace_in_the_way_of_the_application(
     application.sql("INSERT INTO t VALUES (1, 2)")
     application.close()
     assert not Path(f"{scene.database}-wal").exists()
+
+
+@pytest.mark.parametrize("moment", [0.06, 0.12, 0.2, 0.35, 0.5, 0.7, 0.9, 1.1])
+def test_sigterm_during_the_start_ends_it_at_once(scene: Scene, moment: float) -> None:
+    """Whatever of the start is under way: exit 0 soon, and the next start finds nothing amiss."""
+    scene.start_wal_application()
+    begun = time.monotonic()
+    daemon = scene.serve()
+    # Not before Python itself is there: its own start cannot be taught anything.
+    until(lambda: _catches_sigterm(daemon.process.pid), "the program catches SIGTERM")
+    until(lambda: time.monotonic() > begun + moment, "that moment of the start")
+    daemon.process.terminate()
+    assert daemon.wait_ended(patience_s=10) == 0
+    assert "Traceback" not in daemon.read_log()
+    daemon = scene.serve()
+    daemon.wait_archived()
+    assert daemon.stop() == 0
+    scene.check_restore()
+
+
+def _catches_sigterm(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (caught,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)

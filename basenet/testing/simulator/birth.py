@@ -89,11 +89,11 @@ class BirthScenario:
     """One configuration of a birth.
 
     ``nodes``: how many there are. ``files``: what nodes have, by number; others have nothing.
-    ``lost_disks``: how many may be lost. ``crashes``, ``cuts``: how often, per step and node or
-    pair. ``lost``, ``doubled``, ``late``: shares of messages. ``chaos``: its length in steps.
-    ``is_signed_really``: Ed25519 instead of ideal signatures. ``standalone``: the node that has a lineage of its own from before. ``writers``: BASE_WRITER by
-    node number. ``is_counted``: M is BASE_BOOTSTRAP_EXPECT nodes that
-    said HELLO, anew after each start; else it is a static list.
+    ``writers``: BASE_WRITER by node number. ``standalone``: the node that has a lineage of its own
+    from before. ``is_counted``: M is BASE_BOOTSTRAP_EXPECT nodes that said HELLO, anew after each
+    start; else it is a static list. ``lost_disks``: how many may be lost. ``crashes``, ``cuts``: how
+    often, per step and node or pair. ``lost``, ``doubled``, ``late``: shares of messages.
+    ``chaos``, ``patience``: in steps. ``is_signed_really``: Ed25519 instead of ideal signatures.
     """
 
     nodes: int = 3
