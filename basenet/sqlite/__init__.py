@@ -30,6 +30,7 @@ an extension, by reading three files that SQLite keeps for itself::
 `recover`               what differs from the leaf hashes, when commits could not be followed
 `scrub`                 whether the file still holds what was captured, a few pages at a time
 `reinject`              giving a file back, as a log, the commits that a power failure took from it
+`inject`, `apply`       a replica: final changes appended to the log beside its readers
 `diagnose`              what is wrong with a database, from its bytes and locks, without SQLite
 ======================  ==========================================================================
 
