@@ -68,6 +68,7 @@ UNWIRED = [
     "basenet.sqlite.apply",
     "basenet.transport.addresses",
     "basenet.transport.mesh",
+    "basenet.wire.envelope",
 ]
 
 

@@ -20,6 +20,7 @@ is wrong. The offset tables stand in docs/formats/.
 `wire.message`            what nodes say to each other about a shard that they share
 `wire.birth`              the same about a shard of which one of them knows no lineage
 `wire.rollback`           a node whose journal went back in time is told
+`wire.envelope`           the shard and lineage of a message, and frames in packs
 `wire.hello`              HELLO: who is there, before anything else on a connection
 `wire.segment`            LBN2: the one signed container of the archive
 `wire.pageset`            snapshots: manifest, index rows, parts
