@@ -19,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     facts = machine.facts()
     lines: list[report.Line] = []
+    if options.directory is not None:
+        options.directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="basenet-bench-", dir=options.directory) as root:
         context = Context(
             root=Path(root),
@@ -68,7 +70,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, help="rounds that a ratio is the median of [5]")
     parser.add_argument("--quick", action="store_true", help="small loads: does it all work?")
     parser.add_argument("--json", action="store_true", help="print every number, as JSON")
-    parser.add_argument("--directory", help="where the databases and archives lie meanwhile")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        help="where the databases and archives lie meanwhile; made if it is not there",
+    )
     return parser.parse_args(arguments)
 
 
