@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-system check tla-check tla-trace java demo bench clean
+.PHONY: help venv test test-system check tla-check tla-trace java dnsmasq simulate mutants demo bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml
 test: $(STAMP)  ## the gate: format, lint, types, contracts and the default tests
 	$(RUN) cmd/check
 
-test-system: $(STAMP) java  ## the slower tests with real processes and servers
+test-system: $(STAMP) java dnsmasq  ## the slower tests with real processes and servers
 	$(RUN) cmd/check system
 
 check: $(STAMP)  ## the gate without its tests: seconds
@@ -47,6 +47,20 @@ java:  ## install Java where there is none (Debian, Ubuntu; as root or by sudo)
 		$$as_root apt-get update -qq \
 		&& $$as_root apt-get install -qq --yes --no-install-recommends default-jre-headless; \
 	} || { echo "make: Java is missing and apt-get could not install it; install a Java of 11 or newer" >&2; exit 1; }
+
+# A DNS server of our own, for tests with records that change.
+dnsmasq:  ## install dnsmasq where there is none (Debian, Ubuntu; as root or by sudo)
+	@PATH="$$PATH:/usr/sbin" command -v dnsmasq >/dev/null 2>&1 || { \
+		as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		$$as_root apt-get update -qq \
+		&& $$as_root apt-get install -qq --yes --no-install-recommends dnsmasq-base; \
+	} || { echo "make: dnsmasq is missing and apt-get could not install it; install dnsmasq-base" >&2; exit 1; }
+
+simulate: $(STAMP)  ## 2,000 seeds of every configuration of the consensus engine: more than an hour
+	$(RUN) cmd/basenet-sim --suite --seeds 2000 --jobs 2
+
+mutants: $(STAMP)  ## engines with one thing left out: each must be noticed by the simulator
+	$(RUN) cmd/basenet-sim --mutants --jobs 2
 
 demo: $(STAMP)  ## kill writer and daemon in mid-write, restore, compare: under two minutes
 	$(RUN) cmd/basenet-demo

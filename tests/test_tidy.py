@@ -61,8 +61,8 @@ def test_no_file_grows_into_a_coordinator() -> None:
     assert long == {}
 
 
-# Rooms of the cluster whose foundations stand before the daemon uses them. Each leaves this list when
-# it is wired; nothing else may enter it.
+# Rooms of the cluster whose foundations stand before the daemon uses them. Each leaves this list
+# when it is wired; nothing else may enter it.
 UNWIRED = [
     "basenet.guardian.process",
     "basenet.sqlite.apply",

@@ -98,13 +98,15 @@ class Link:
             try:
                 session = await self._dial()
                 self.problem = None
-                outcome = self._port.claim(self, session.peer)
-                if isinstance(outcome, LinkState):
-                    self.state, pause_s = outcome, LOOK_AGAIN_S
+                try:
+                    outcome = self._port.claim(self, session.peer)
+                    if isinstance(outcome, LinkState):
+                        self.state, pause_s = outcome, LOOK_AGAIN_S
+                    else:
+                        last, pause_s = session.peer, REDIAL_MIN_S
+                        await self._serve(session, outcome)
+                finally:
                     await trio.aclose_forcefully(session.stream)
-                else:
-                    last, pause_s = session.peer, REDIAL_MIN_S
-                    await self._serve(session, outcome)
             except PeerError as error:
                 self._note(LinkState.REFUSED, error)
             except UnavailableError as error:
@@ -166,7 +168,6 @@ class Link:
             # The outbox was filled for this connection: what it lost, the protocol asks for again.
             outbox.clear()
             self._port.lost(self, session.peer)
-            await trio.aclose_forcefully(session.stream)
 
 
 async def _watch(session: Session, scope: trio.CancelScope) -> None:

@@ -16,6 +16,9 @@ import trio
 from basenet.config.values import Endpoint
 from basenet.transport.addresses import AddressBook, LookupFailed, Resolver
 
+# A real server, which Debian has and PyPI has not.
+pytestmark = pytest.mark.system
+
 
 class DnsServer:
     """A dnsmasq of our own, on a port of its own."""
