@@ -10,8 +10,8 @@ who may write in its view.
 *A proposal with holes* asks its leader (`Need`) once nothing new came for a while. *A
 certificate for frames that are not held* becomes the goal, and asks peers in turn
 (`SyncRequest`): the next one each time, counted, never computed from the clock, so that no rhythm
-can stick to one dead peer (mistake 13). A node that is no voter asks in the same way, rarely, since the leader also tells it
-what became final once it has asked.
+can stick to one dead peer (mistake 13). A node that is no voter asks in the same way, rarely,
+since whomever it asked also tells it what becomes final later.
 
 *Final history* arrives in pieces, each within one epoch with the certificate of its end, so an
 epoch is verified by the voters that the one before made final. What peers no longer hold comes as a
@@ -184,8 +184,8 @@ def on_final(state: State, event: FinalReceived, now: Instant) -> None:
     for frame in frames:
         if frame.head.hash not in state.tree.heads and not hold(state, frame):
             return
-    if mark.hash in state.tree.linked:
-        finality.finalize(state, mark, event.certificate, now)
+    assert mark.hash in state.tree.linked, "a whole piece that is not linked"
+    finality.finalize(state, mark, event.certificate, now)
     if not state.is_voter or state.goal is not None:
         # There may be more where this came from.
         state.sync_at = now
@@ -197,6 +197,9 @@ def certified_end(
 ) -> Mark | None:
     """Return what the piece makes final, or None when nothing proves it."""
     last = frames[-1].head
+    if last.is_partial:
+        # A run is final whole or not at all, wherever a peer cuts what it sends (P22).
+        return None
     if certificate is None:
         sole = state.electorate.keys[0]
         is_proven = state.electorate.count == 1 and all(one.head.author == sole for one in frames)

@@ -23,6 +23,7 @@ from basenet.engine.ballot import FIRST_VIEW
 from basenet.engine.effects import Fence, SendFrames
 from basenet.engine.events import Instant
 from basenet.engine.justification import is_new_view_valid, is_refusal_valid
+from basenet.engine.lease import FOREVER
 from basenet.engine.limits import BACK_OFF_MAX, REFUSALS_MAX
 from basenet.engine.state import LONG_AGO, State
 from basenet.units import PublicKeyBytes, View
@@ -45,18 +46,22 @@ def progress_deadline(state: State) -> Instant:
     return Instant(state.turn.progress_at + state.timing.progress)
 
 
+def over_at(state: State) -> Instant:
+    """Return when this view should end, if nothing happens until then; the past: now."""
+    turn, leader = state.turn, state.leader
+    if turn.is_spoiled or turn.is_quiet:
+        return LONG_AGO
+    if state.is_leading:
+        return FOREVER
+    if leader in state.lost and leader != state.key:
+        return LONG_AGO
+    silence = silence_deadline(state)
+    return min(silence, progress_deadline(state)) if state.is_pending else silence
+
+
 def is_expired(state: State, now: Instant) -> bool:
     """Return whether this view should end."""
-    turn = state.turn
-    if turn.is_spoiled or turn.is_quiet:
-        return True
-    if state.is_leading:
-        return False
-    if state.leader in state.lost and state.leader != state.key:
-        return True
-    if now >= silence_deadline(state):
-        return True
-    return state.is_pending and now >= progress_deadline(state)
+    return now >= over_at(state)
 
 
 def on_tick(state: State, now: Instant) -> None:
@@ -104,12 +109,11 @@ def follow_on(state: State, now: Instant) -> None:
     turn = state.turn
     if catchup.is_lacking(state) and now >= turn.need_at:
         catchup.ask_missing(state, now)
-    voted = state.voted
-    if voted is None or not turn.is_established or not state.is_pending or now < turn.resend_at:
+    if not turn.is_established or not state.is_pending or now < turn.resend_at:
         return
     turn.resend_at = Instant(now + state.timing.retry)
-    if voted.view == state.view and voted.height >= state.final.height:
-        voting.cast(state, state.electorate.first_phase, voted, now)
+    assert state.voted is not None, "a view that is established here without my vote"
+    voting.cast(state, state.electorate.first_phase, state.voted, now)
 
 
 # Wishes.
@@ -286,18 +290,20 @@ def add_follower_times(state: State, now: Instant, times: list[Instant]) -> None
     is_at_ease = turn.is_established and turn.is_following and not turn.is_spoiled
     if is_at_ease and not is_pending and not state.wishes and not state.lost:
         if now - views.heard_at(state) >= timing.suspicion:
-            times.append(silence_deadline(state))
+            # A wish that came to nothing may be so new that the next one has to wait.
+            times.append(max(silence_deadline(state), state.wish_at))
         return
-    is_over = is_expired(state, now)
-    if is_over or state.key in state.wishes:
+    over = over_at(state)
+    if now < over:
+        times.append(over)
+    if now >= over or state.key in state.wishes:
         times.append(state.wish_at)
-    if not is_over:
-        times.append(silence_deadline(state))
-        times += [progress_deadline(state)] if is_pending else []
     if is_pending and turn.is_established and not turn.is_quiet:
         times.append(turn.resend_at)
     if catchup.is_lacking(state):
         times.append(turn.need_at)
+    if turn.is_following and not state.wishes:
+        return
     promised = state.liveness.promised_until(state.lineage)
     times += [promised] if promised > now else []
     if not turn.is_established:

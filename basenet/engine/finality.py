@@ -18,14 +18,14 @@ on a branch that nobody remembers.
 """
 
 from basenet.engine import views
-from basenet.engine.effects import EpochBegan, Fence, Finalize, Orphan
+from basenet.engine.effects import EpochBegan, Fence, Finalize, Orphan, ServeFinal
 from basenet.engine.events import Instant
 from basenet.engine.quorum import COMMIT, is_certified, mark_of
 from basenet.engine.state import State
 from basenet.units import FrameHash, Seq, View
 from basenet.wire.certificate import Certificate
 from basenet.wire.frame import Head, Kind
-from basenet.wire.message import Mark
+from basenet.wire.message import Certified, Mark
 
 
 def accept(state: State, certificate: Certificate, now: Instant) -> bool:
@@ -103,6 +103,8 @@ def advance(
         is_own = height > mark.height or (height, digest) == (mark.height, mark.hash)
         effect = Finalize(heads=tuple(heads), certificate=certificate, is_own=is_own)
         state.effects.append(effect)
+        if state.reported:
+            tell_learners(state, heads, certificate)
     if state.tracer is not None:
         signers = [key for key, _ in certificate.votes] if certificate is not None else [state.key]
         state.tracer.final(state.epoch, state.view, mark, signers)
@@ -115,6 +117,16 @@ def advance(
         state.goal = None
 
 
+def tell_learners(state: State, heads: list[Head], certificate: Certificate | None) -> None:
+    """Tell the nodes that are no voters and asked me lately; what one voter did proves itself."""
+    learners = tuple(key for key in state.reported if key not in state.electorate.journals)
+    if certificate is not None:
+        state.send(learners, Certified(epoch=state.epoch, certificate=certificate))
+        return
+    above = Seq(heads[0].seq - 1)
+    state.effects += [ServeFinal(to=key, above_height=above) for key in learners]
+
+
 def forget(state: State, gone: list[Head]) -> None:
     """Let go of what is known of frames at or below the final one."""
     height = state.final.height
@@ -123,11 +135,15 @@ def forget(state: State, gone: list[Head]) -> None:
         state.judged.discard(head.hash)
         if head.author != key:
             sizes[head.view] = max(sizes.get(head.view, 0) - head.payload_len, 0)
-    if state.configs or state.refusals:
+    if state.configs:
         for head in gone:
             state.configs.pop(head.hash, None)
-            state.refusals.pop(head.hash, None)
-        state.refusals.pop(state.final.hash, None)
+    if state.refusals:
+        state.refusals = {
+            digest: voters
+            for digest, voters in state.refusals.items()
+            if any(one.height > height for one in voters.values())
+        }
     # The promise ends when the frame became final after all: the refuser was wrong (Q8).
     if state.refused:
         state.refused = {key: one for key, one in state.refused.items() if one.height > height}

@@ -191,12 +191,9 @@ def on_release(state: State, sender: PublicKeyBytes, message: Release, now: Inst
     elections.wish(state, message.target, now)
 
 
-def settle(state: State, now: Instant) -> None:
+def settle(state: State, wanted: Wanted, now: Instant) -> None:
     """Go on with what is wanted."""
-    wanted = state.wanted
-    if wanted is None:
-        return
     if wanted.config is not None:
         try_config(state, wanted, wanted.config, now)
-    elif wanted.target is not None:
+    if wanted.target is not None:
         try_transfer(state, wanted, wanted.target, now)

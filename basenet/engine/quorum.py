@@ -6,7 +6,7 @@ How many are enough is computed in `wire.quorum`, which the readers of archives 
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from basenet.units import Epoch, FrameHash, JournalId, PublicKeyBytes, Seq, View
+from basenet.units import Epoch, JournalId, PublicKeyBytes, View
 from basenet.wire.certificate import Certificate
 from basenet.wire.message import Mark
 from basenet.wire.payload import ConfigPayload, FaultModel
@@ -100,8 +100,3 @@ def is_certified(
 def mark_of(certificate: Certificate) -> Mark:
     """Return the place that ``certificate`` speaks of."""
     return Mark(certificate.view, certificate.height, certificate.hash)
-
-
-def place_of(mark: Mark) -> tuple[Seq, FrameHash]:
-    """Return height and hash of ``mark``, without the view."""
-    return mark.height, mark.hash

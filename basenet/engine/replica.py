@@ -64,7 +64,6 @@ from basenet.wire.frame import Head, Kind
 from basenet.wire.message import (
     Certified,
     Mark,
-    Message,
     Need,
     NewView,
     Propose,
@@ -313,8 +312,11 @@ def restore_chain(state: State) -> None:
 
 def on_applied(state: State, event: Applied) -> None:
     """Note what the database holds."""
-    height = event.seq
-    digest = state.tree.chain.get(height)
+    height, tree = event.seq, state.tree
+    if height < state.database[0] and tree.is_on_chain(*state.database):
+        # It was applied before I sealed what the database holds now.
+        return
+    digest = tree.chain.get(height)
     # Below the final frame only one chain exists, so the height alone says it all.
     state.database = (height, FrameHash(b"") if digest is None else digest)
 
@@ -336,7 +338,7 @@ def settle(state: State, now: Instant) -> None:
     if elections.is_new_view_due(state, now):
         elections.send_new_view(state, now)
     if state.wanted is not None:
-        membership.settle(state, now)
+        membership.settle(state, state.wanted, now)
     turn = state.turn
     if not turn.is_established:
         proposing.try_start(state, now)
@@ -352,6 +354,7 @@ def wake_at(state: State, now: Instant) -> Instant | None:
         times.append(state.sync_at)
         return min(times)
     if state.electorate.count == 1:
+        times += [] if state.wanted is None else [state.wanted.until]
         return min(times, default=None)
     if state.goal is not None:
         times.append(state.sync_at)
@@ -390,7 +393,6 @@ def _on_read_index(
     reads.on_answer(state, sender, message)
 
 
-_Handler = Callable[[State, PublicKeyBytes, Message, Instant], None]
 _HANDLERS: Final[dict[type, Callable[..., None]]] = {
     Propose: voting.on_propose,
     Vote: voting.on_vote,

@@ -42,6 +42,7 @@ from basenet.wire.tuples import Scope
 if TYPE_CHECKING:
     from basenet.wire.certificate import Certificate
 
+NEVER: Final = Instant(2**63 - 1)
 LONG_AGO: Final = Instant(0)
 FIRST_SEQ: Final = Seq(0)
 
@@ -153,7 +154,6 @@ class State:
         self.tracer = tracer
 
         self.is_dirty = False
-        self.view = ballot.view
         self.voted = ballot.voted
         self.vstart = ballot.vstart
         self.anchor = ballot.anchor
@@ -163,6 +163,7 @@ class State:
         self.certificate = ballot.certificate
         self.refused = {one.hash: one for one in ballot.refused}
         self.begin_electorate(ballot.config, ballot.epoch, ballot.genesis)
+        self.set_view(ballot.view)
 
         self.tree = tree
         self.configs = dict(configs)
@@ -206,6 +207,12 @@ class State:
         self.is_voter = self.electorate.is_voter(*self.me)
         self.others = tuple(key for key in self.electorate.keys if key != self.key)
 
+    def set_view(self, view: View) -> None:
+        """Be in ``view``. Who leads it is asked in every step, so it is worked out only here."""
+        self.view = view
+        self.leader = self.electorate.leader(view)
+        self.is_leader = self.is_voter and self.leader == self.key
+
     def begin_epoch(self, config: ConfigPayload, now: Instant) -> None:
         """Start the epoch that the final frame, a CONFIG, begins: nothing of the old one counts.
 
@@ -214,7 +221,7 @@ class State:
         genesis = Mark(GENESIS_VIEW, self.final.height, self.final.hash)
         self.begin_electorate(config, Epoch(self.epoch + 1), genesis)
         self.is_dirty = True
-        self.view = FIRST_VIEW
+        self.set_view(FIRST_VIEW)
         self.voted = None
         self.vstart = None
         self.anchor = None
@@ -252,19 +259,9 @@ class State:
     # What follows from it.
 
     @property
-    def leader(self) -> PublicKeyBytes:
-        """Who leads the present view."""
-        return self.electorate.leader(self.view)
-
-    @property
-    def is_leader(self) -> bool:
-        """Whether I lead the present view, established or not."""
-        return self.is_voter and self.electorate.leader(self.view) == self.key
-
-    @property
     def is_leading(self) -> bool:
         """Whether I lead and have begun to."""
-        return self.turn.is_established and self.is_leader
+        return self.is_leader and self.turn.is_established
 
     @property
     def is_final_in_view(self) -> bool:

@@ -149,13 +149,6 @@ class Tree:
             found = max(children, key=lambda one: one.view)
             digest = found.hash
 
-    def missing_below(self, end: FrameHash, height: int) -> tuple[int, FrameHash]:
-        """Return the first place below ``end`` (at ``height``) that is not held."""
-        digest = end
-        while (head := self.heads.get(digest)) is not None:
-            digest, height = head.prev_hash, height - 1
-        return height, digest
-
     def advance(self, root: FrameHash) -> list[Head]:
         """Make ``root``, which the chain goes through, the final frame.
 

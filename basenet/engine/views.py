@@ -28,7 +28,7 @@ def enter(state: State, view: View, now: Instant, *, is_silent: bool) -> None:
     """Go into a higher view; what was known of the lower one is forgotten."""
     assert view > state.view, "a view below the present one"
     suffix = stop_leading(state, now)
-    state.view = view
+    state.set_view(view)
     state.vstart = None
     state.anchor = None
     state.justification = None
@@ -55,9 +55,10 @@ def stop_leading(state: State, now: Instant) -> tuple[Head, ...]:
 
 
 def adopt(state: State, message: Propose, now: Instant) -> bool:
-    """Return whether a proposal of its view's leader counts: its view is, or becomes, mine."""
-    if message.view < state.view:
-        return False
+    """Return whether a proposal of its view's leader counts: its view is, or becomes, mine.
+
+    Its view is not below the present one.
+    """
     if message.view == state.view and state.anchor is not None:
         if message.anchor == state.anchor:
             return True

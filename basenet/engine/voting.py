@@ -47,13 +47,8 @@ def on_propose(state: State, sender: PublicKeyBytes, message: Propose, now: Inst
         return
     if not views.adopt(state, message, now):
         return
-    epoch, view = state.epoch, state.view
     state.heard_at = now
-    if message.final is not None:
-        learn_final(state, sender, message.final, now)
-    if message.prepared is not None and state.electorate.is_byzantine:
-        learn_prepared(state, message.prepared, now)
-    if (state.epoch, state.view) != (epoch, view):
+    if not learn_both(state, sender, message, now):
         return
     if state.is_voted_here and answer_again(state, message, now):
         return
@@ -61,7 +56,17 @@ def on_propose(state: State, sender: PublicKeyBytes, message: Propose, now: Inst
         keep(state, message, now)
     elif state.is_final_in_view and state.certificate is not None:
         # It has forgotten what its own view made final.
-        state.send((sender,), Certified(epoch=epoch, certificate=state.certificate))
+        state.send((sender,), Certified(epoch=state.epoch, certificate=state.certificate))
+
+
+def learn_both(state: State, sender: PublicKeyBytes, message: Propose, now: Instant) -> bool:
+    """Take in the certificates of a proposal; return whether it is still of this view."""
+    epoch, view = state.epoch, state.view
+    if message.final is not None:
+        learn_final(state, sender, message.final, now)
+    if message.prepared is not None and state.electorate.is_byzantine:
+        learn_prepared(state, message.prepared, now)
+    return (state.epoch, state.view) == (epoch, view)
 
 
 def show_later_view(state: State, sender: PublicKeyBytes, message: Propose) -> None:
@@ -141,7 +146,10 @@ def keep(state: State, message: Propose, now: Instant) -> None:
 
 
 def consider(state: State, now: Instant) -> None:
-    """Vote for the highest proposal that is whole and right; have its roots judged first."""
+    """Vote for the highest proposal that is whole and right; have its roots judged first.
+
+    Nothing is being judged just now.
+    """
     turn = state.turn
     linked = state.tree.linked
     for message in reversed(turn.proposals):
@@ -160,9 +168,8 @@ def consider(state: State, now: Instant) -> None:
         unjudged = tuple(head for head in path if head.hash not in state.judged)
         if not unjudged:
             return vote(state, message, now)
-        if turn.judging is None:
-            turn.judging = unjudged[-1].hash
-            state.effects.append(Judge(epoch=state.epoch, view=state.view, heads=unjudged))
+        turn.judging = unjudged[-1].hash
+        state.effects.append(Judge(epoch=state.epoch, view=state.view, heads=unjudged))
         return None
     return None
 
@@ -278,6 +285,9 @@ def refuse(state: State, path: list[Head], wrong: FrameHash) -> None:
     state.turn.is_spoiled = True
     if state.electorate.is_byzantine or len(state.refused) >= REFUSALS_MAX:
         return
+    if state.voted is not None and head in state.tree.path(state.voted.hash):
+        # It was right when I voted for it, so it is this node that is wrong; a vote stands.
+        return
     message = Refuse(
         epoch=state.epoch,
         sender=state.key,
@@ -381,23 +391,15 @@ def tally(state: State, key: PublicKeyBytes, message: Vote, now: Instant) -> Non
     if phase == PREPARE:
         lock(state, certificate, now)
     else:
-        epoch = state.epoch
+        epoch, peers = state.epoch, state.others
         finality.finalize(state, mark, certificate, now)
-        state.send(audience(state), Certified(epoch=epoch, certificate=certificate))
+        state.send(peers, Certified(epoch=epoch, certificate=certificate))
 
 
 def is_locked(state: State, height: Seq) -> bool:
     """Return whether a PREPARE certificate of this view reaches ``height``."""
     prepared = state.prepared
     return prepared is not None and (prepared.view, prepared.height) >= (state.view, height)
-
-
-def audience(state: State) -> tuple[PublicKeyBytes, ...]:
-    """Return who is told what became final: the voters, and the learners that asked lately."""
-    if not state.reported:
-        return state.others
-    known = set(state.others)
-    return state.others + tuple(key for key in state.reported if key not in known)
 
 
 def lock(state: State, certificate: Certificate, now: Instant) -> None:

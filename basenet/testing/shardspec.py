@@ -270,11 +270,9 @@ class Shard:
         through = [frame for frame in self.line(mark.frame) if frame.name in dead]
         return Mark(mark.view, through[-1].parent) if through else mark
 
-    def anchor_of(
-        self, highs: Iterable[Mark], extra: Iterable[Mark], dead: Collection[str]
-    ) -> Mark:
+    def anchor_of(self, highs: Iterable[Mark], dead: Collection[str]) -> Mark:
         """Return the anchor that promises, together with refusals, give."""
-        return max(chain((self.bend(high, dead) for high in highs), extra), key=self.order)
+        return max((self.bend(high, dead) for high in highs), key=self.order)
 
     def anchors(self, ballot: Ballot, view: int) -> set[Mark]:
         """Return all anchors that can be justified for a view."""
@@ -288,18 +286,17 @@ class Shard:
             if (promise.epoch, promise.view) == (ballot.epoch, view)
             and promise.node in electorate.voters
         ]
-        lies: list[tuple[Mark, ...]] = [()]
-        if liars:
-            lies += [(mark,) for mark in self.provable(electorate, ballot.epoch, view)]
-        quorums = [
-            {promise.high for promise in some}
-            for some in subsets(told)
-            if some and len({promise.node for promise in some} | liars) >= electorate.quorum
-        ]
-        dead = list(subsets(self.refused(electorate, ballot.epoch)))
-        return {
-            self.anchor_of(highs, lie, some) for highs in quorums for lie in lies for some in dead
-        }
+        lies = self.provable(electorate, ballot.epoch, view) if liars else set()
+        found = set()
+        for dead in subsets(self.refused(electorate, ballot.epoch)):
+            bent = [(promise.node, self.bend(promise.high, dead)) for promise in told]
+            for mark in {mark for _, mark in bent} | lies:
+                # The highest of some quorum: of all who told nothing higher, and the liars.
+                order = self.order(mark)
+                humble = {node for node, high in bent if self.order(high) <= order}
+                if len(humble | liars) >= electorate.quorum:
+                    found.add(mark)
+        return found
 
     # Actions.
 

@@ -221,7 +221,7 @@ class Checker:
                 require(promise in self._sent_new_views, "a NewView that was not sent")
             highs.append(high)
         dead = shard.refused(electorate, ballot.epoch)
-        may_be = {shard.anchor_of(highs, (), some) for some in subsets(dead)}
+        may_be = {shard.anchor_of(highs, some) for some in subsets(dead)}
         require(anchor in may_be, f"the anchor is none of {sorted(may_be)}")
 
     def _on_propose(self, node: str, event: Event) -> None:
@@ -299,6 +299,9 @@ class Checker:
         electorate = shard.electorate(ballot)
         self._require_place(name, event["height"])
         self._require_held(node, name)
+        if electorate.voters == (node,) and name != ballot.final.frame:
+            # A sole voter's signature on the frame is its proposal and its vote.
+            shard.seal(node, name)
         signers = event["signers"]
         is_quorum = len(set(signers)) == len(signers) >= electorate.quorum
         require(is_quorum, "a FINAL certificate of less than a quorum")

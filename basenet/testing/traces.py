@@ -1,8 +1,8 @@
 """Recorded runs: made in the simulator, kept as NDJSON, held to the specification.
 
-simulate    a seed of the simulator -> its events
-read, write NDJSON, one event a line (what a cluster writes to BASE_TRACE_FILE has this form)
-check       `tracecheck` for any length; TLC by `basenet.testing.tlatrace` for some hundred events
+`simulate` gives the events of a seed of the simulator, `write_trace` and `read_trace` keep them as
+NDJSON, one event a line. `basenet.testing.tracecheck` checks a trace of any length,
+`basenet.testing.specs` gives one of some hundred events to TLC.
 """
 
 import json

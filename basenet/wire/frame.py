@@ -211,6 +211,8 @@ def seal(
 
 def _contradiction(kind: Kind, flags: Flag, state_root: bytes) -> str | None:
     """Return what is wrong with this combination, or None."""
+    if flags is _NO_FLAG:
+        return None
     if kind == Kind.CONFIG and flags:
         return "a CONFIG frame carries flags"
     if flags & Flag.PARTIAL and state_root != ZERO_HASH:

@@ -150,21 +150,23 @@ Bend(m, R) ==
     IN  IF through = {} THEN m
         ELSE At(m.view, Parent(CHOOSE x \in through : \A y \in through : Height(x) <= Height(y)))
 
-Select(S) == IF IsHighestAnchor THEN Highest(S) ELSE Lowest(S)
+(* The anchor that the promises of P, together with the refusals of R, justify. *)
+Anchor(P, R) ==
+    LET highs == {Bend(p.high, R) : p \in P}
+    IN  IF IsHighestAnchor THEN Highest(highs) ELSE Lowest(highs)
+IsOutdone(m, o) == IF IsHighestAnchor THEN ~IsLower(o, m) ELSE ~IsLower(m, o)
 
-(* The anchors that a quorum of promises P, together with the refusals of R, justifies. *)
-IsQuorumOfPromises(g, P) == Cardinality({p.node : p \in P} \cup Liars(g)) >= Quorum(g)
-Anchor(P, extra, R) == Select({Bend(p.high, R) : p \in P} \cup extra)
-
-(* All anchors that can be justified for view w. A liar's promise lifts the anchor to anything     *)
-(* that has a certificate, or is of no account.                                                    *)
+(* All anchors that some quorum justifies for view w: each mark m such that m was promised and       *)
+(* enough nodes, the liars among them, promised nothing that would come before it. A liar's promise *)
+(* is whatever it can prove, or of no account.                                                       *)
 Anchors(g, e, w) ==
     IF w = 0 THEN {At(-1, g)}
     ELSE LET all == {p \in promises : p.epoch = e /\ p.view = w /\ p.node \in Voters(g)}
-             lies == IF Liars(g) = {} THEN {{}} ELSE {{}} \cup {{m} : m \in Provable(g, e, w)}
-         IN  {Anchor(c[1], c[2], c[3]) :
-                c \in {P \in SUBSET all : P # {} /\ IsQuorumOfPromises(g, P)}
-                      \X lies \X SUBSET Refused(g, e)}
+             lies == IF Liars(g) = {} THEN {} ELSE Provable(g, e, w)
+             humble(m, R) == {p.node : p \in {o \in all : IsOutdone(Bend(o.high, R), m)}}
+             of(R) == {m \in {Bend(p.high, R) : p \in all} \cup lies :
+                           Cardinality(humble(m, R) \cup Liars(g)) >= Quorum(g)}
+         IN  UNION {of(R) : R \in SUBSET Refused(g, e)}
 
 Entered(b, w) == [b EXCEPT !.view = w, !.vstart = -1, !.anchor = None]
 HasVoted(b) == b.voted.view = b.view
@@ -190,6 +192,9 @@ NewView(n) ==
     IN  /\ b.view > 0 /\ ~HasVoted(b) /\ High(b).view < b.view
         /\ promises' = promises \cup {Promise(n, b)}
         /\ UNCHANGED <<ballot, votes, starts, refusals>>
+
+(* Where an action says P = TRUE, TLC takes P as one fact. Otherwise it would make a step of its own  *)
+(* of each way in which P is true, and find later that all of them are the same one.                 *)
 
 (* May node n with ballot b, now in view v = b.view, vote for y in a chain that starts at anchor a? *)
 IsAcceptable(n, b, a, y) ==
@@ -220,7 +225,7 @@ Start(n, a, y) ==
         /\ b.view = 0 => b.voted = None /\ b.final = At(-1, b.genesis)
         /\ \/ y = a.frame
            \/ IsTwoPhase(b.genesis) /\ IsBelow(y, b.voted.frame)
-        /\ IsAcceptable(n, b, a, y)
+        /\ IsAcceptable(n, b, a, y) = TRUE
         /\ ballot' = [ballot EXCEPT ![n] = Cast(b, a, y)]
         /\ votes' = votes \cup {Vote(n, b.epoch, b.view, FirstPhase(b.genesis), y)}
         /\ starts' = starts \cup {[epoch |-> b.epoch, view |-> b.view, anchor |-> a]}
@@ -230,7 +235,7 @@ Start(n, a, y) ==
 Seal(n, y) ==
     LET b == ballot[n]
     IN  /\ LeaderOf(b.genesis, b.view) = n /\ HasVoted(b)
-        /\ IsAcceptable(n, b, b.anchor, y)
+        /\ IsAcceptable(n, b, b.anchor, y) = TRUE
         /\ ballot' = [ballot EXCEPT ![n] = Cast(b, b.anchor, y)]
         /\ votes' = votes \cup {Vote(n, b.epoch, b.view, FirstPhase(b.genesis), y)}
         /\ UNCHANGED <<promises, starts, refusals>>
@@ -248,8 +253,8 @@ IsProposed(g, e, v, a, y) ==
 Follow(n, v, a, y) ==
     LET b == IF v = ballot[n].view THEN ballot[n] ELSE Entered(ballot[n], v)
     IN  /\ v \in Views /\ v >= ballot[n].view /\ LeaderOf(b.genesis, v) # n
-        /\ IsAcceptable(n, b, a, y)
-        /\ IsProposed(b.genesis, b.epoch, v, a, y)
+        /\ IsAcceptable(n, b, a, y) = TRUE
+        /\ IsProposed(b.genesis, b.epoch, v, a, y) = TRUE
         /\ ballot' = [ballot EXCEPT ![n] = Cast(b, a, y)]
         /\ votes' = votes \cup {Vote(n, b.epoch, v, FirstPhase(b.genesis), y)}
         /\ UNCHANGED <<promises, starts, refusals>>
@@ -262,9 +267,9 @@ IsOnChain(b, x) == IsBelow(x, b.voted.frame) \/ IsBelow(x, b.final.frame)
 FollowBelow(n, y) ==
     LET b == ballot[n]
     IN  /\ HasVoted(b) /\ LeaderOf(b.genesis, b.view) # n /\ n \in Voters(b.genesis)
-        /\ IsOnChain(b, y) /\ Height(y) <= Height(b.voted.frame)
+        /\ IsOnChain(b, y) = TRUE /\ Height(y) <= Height(b.voted.frame)
         /\ HasFirstVote => Height(y) >= b.vstart
-        /\ IsProposed(b.genesis, b.epoch, b.view, b.anchor, y)
+        /\ IsProposed(b.genesis, b.epoch, b.view, b.anchor, y) = TRUE
         /\ votes' = votes \cup {Vote(n, b.epoch, b.view, FirstPhase(b.genesis), y)}
         /\ UNCHANGED <<ballot, promises, starts, refusals>>
 
@@ -272,7 +277,7 @@ FollowBelow(n, y) ==
 Prepare(n, x) ==
     LET b == ballot[n]
     IN  /\ FirstPhase(b.genesis) = PREPARE /\ n \in Voters(b.genesis)
-        /\ HasVoted(b) /\ IsOnChain(b, x)
+        /\ HasVoted(b) /\ IsOnChain(b, x) = TRUE
         /\ HasFirstVote => Height(x) >= b.vstart
         /\ IsCertified(b.genesis, b.epoch, b.view, PREPARE, x)
         /\ ~IsLower(At(b.view, x), b.prepared)
@@ -288,7 +293,7 @@ IsNews(b, v, x) ==
 Learned(b, v, x) == [(IF v > b.view THEN Entered(b, v) ELSE b) EXCEPT !.final = At(v, x)]
 
 Learn(n, v, x) ==
-    /\ IsNews(ballot[n], v, x)
+    /\ IsNews(ballot[n], v, x) = TRUE
     /\ ballot' = [ballot EXCEPT ![n] = Learned(@, v, x)]
     /\ UNCHANGED <<votes, promises, starts, refusals>>
 
@@ -311,9 +316,9 @@ Restart(n) ==
 Refuse(n, x) ==
     LET b == ballot[n]
     IN  /\ MayRefuse /\ ~IsTwoPhase(b.genesis) /\ n \in Voters(b.genesis)
-        /\ x # Genesis /\ EpochOf(x) = b.epoch /\ IsSealed(x)
+        /\ x # Genesis /\ EpochOf(x) = b.epoch /\ IsSealed(x) = TRUE
         /\ ~IsBelow(x, b.final.frame)
-        /\ \A r \in votes : r.node = n => ~IsBelow(x, r.frame)
+        /\ (\A r \in votes : r.node = n => ~IsBelow(x, r.frame)) = TRUE
         /\ refusals' = refusals \cup {[node |-> n, epoch |-> b.epoch, frame |-> x]}
         /\ UNCHANGED <<ballot, votes, promises, starts>>
 

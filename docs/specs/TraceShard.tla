@@ -80,18 +80,18 @@ OnNewView ==
 IsHighOfLiar(m) ==
     m = At(-1, now.genesis) \/ m \in Provable(now.genesis, now.epoch, now.view)
 IsJustified ==
-    /\ \A p, r \in event.promises : p # r => p.node # r.node
+    /\ \A p, r \in event.promises : p = r \/ p.node # r.node
     /\ {p.node : p \in event.promises} \subseteq Voters(now.genesis)
     /\ Cardinality(event.promises) >= Quorum(now.genesis)
     /\ \A p \in event.promises :
           IF p.node \in Byzantine THEN IsHighOfLiar(p.high)
           ELSE [node |-> p.node, epoch |-> now.epoch, view |-> now.view, high |-> p.high] \in said
     /\ \E R \in SUBSET Refused(now.genesis, now.epoch) :
-          event.anchor = Anchor(event.promises, {}, R)
+          event.anchor = Anchor(event.promises, R)
 
 OnStart ==
     /\ event.view = now.view
-    /\ IF now.view = 0 THEN event.anchor = At(-1, now.genesis) ELSE IsJustified
+    /\ IF now.view = 0 THEN event.anchor = At(-1, now.genesis) ELSE IsJustified = TRUE
     /\ Holds(me, event.frame)
     /\ Start(me, event.anchor, event.frame) /\ Quiet
 
@@ -125,7 +125,7 @@ OnVote ==
             /\ IF event.phase = FirstPhase(now.genesis) THEN HasVoted(now)
                                                         ELSE now.prepared.view = now.view
        ELSE /\ event.phase = FirstPhase(now.genesis)
-            /\ IsAskedFor /\ Holds(me, event.frame)
+            /\ IsAskedFor = TRUE /\ Holds(me, event.frame)
             /\ IF HasVoted(now) /\ Height(event.frame) <= Height(now.voted.frame)
                THEN FollowBelow(me, event.frame)
                ELSE /\ PossibleAnchors # {}

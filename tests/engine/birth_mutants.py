@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 from basenet.engine import author, unborn
 from basenet.engine.birth import Birth
-from basenet.engine.birth_events import KeepBirth, SendBirth
+from basenet.engine.birth_events import KeepBirth, NewJournalNeeded, SendBirth
 from basenet.engine.consent import find_missing
 from basenet.engine.knowing import Knowing
 from basenet.engine.placement import Membership, Peer
@@ -147,6 +147,15 @@ def knower_signs_again() -> AbstractContextManager[Any]:
     return wrapped(Knowing, "_tell", lambda _original, _self, _key: [])
 
 
+def forgetting_unnoticed() -> AbstractContextManager[Any]:
+    def standing(original: Any, self: Any, event: Any, said: Any) -> Any:
+        effects = original(self, event, said)
+        self._has_forgotten = False
+        return [effect for effect in effects if not isinstance(effect, NewJournalNeeded)]
+
+    return wrapped(Unborn, "_on_standing", standing)
+
+
 def late_journals_heard() -> AbstractContextManager[Any]:
     def received(original: Any, self: Any, event: Any) -> Any:
         there = self._cradle.connected.get(event.sender)
@@ -228,6 +237,12 @@ MUTANTS = {
         BirthMutant(
             what="an answer outlives its connection",
             apply=answers_outlive_connections,
+        ),
+        BirthMutant(
+            what="an author whose journal forgot its genesis goes on with that journal",
+            scenario=rough(files=((2, database(b"rows")),)),
+            seeds=100,
+            apply=forgetting_unnoticed,
         ),
         BirthMutant(
             what="messages of a peer's older journal are heard",

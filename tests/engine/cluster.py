@@ -1,9 +1,11 @@
 """A few replicas, a network that does what the test says, and disks that keep what is persisted.
 
-No chance and no drift: for those there is the simulator. Time stands still until `advance`. Messages
-wait in one queue until `run` delivers them, except where a link is cut. The lane of heartbeats is a
-stand-in whose leases and promises the test sets.
+No chance and no drift: for those there is the simulator. Time stands still until `advance`.
+Messages wait in one queue until `run` delivers them, except where a link is cut. The lane of
+heartbeats is a stand-in whose leases and promises the test sets.
 """
+
+# ruff: noqa: ARG002  (the stand-in takes what `Liveness` takes, and needs little of it)
 
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -68,6 +70,7 @@ NO_ROOT = StateRoot(bytes(32))
 BEGIN_NS = 1_700_000_000_000_000_000
 SCOPE = Scope(LINEAGE, SHARD)
 FOREVER = Instant(2**62)
+NO_COMMIT = LocalNumber(0)
 START = Instant(10_000 * MILLISECOND)
 
 
@@ -177,7 +180,7 @@ class Node:
     ballot: Ballot
     frames: dict[FrameHash, Frame]
     database: tuple[Seq, FrameHash]
-    local_last: LocalNumber = LocalNumber(0)
+    local_last: LocalNumber = NO_COMMIT
     replica: Any = None
     lane: Lane = field(default_factory=Lane)
     certificates: dict[int, Certificate] = field(default_factory=dict)
@@ -219,9 +222,16 @@ class Cluster:
     """Replicas ``0 .. voters - 1``, and ``spares`` that are no voters yet."""
 
     def __init__(
-        self, voters: int = 3, *, spares: int = 0, byzantine: bool = False, boots: bool = True
+        self,
+        voters: int = 3,
+        *,
+        spares: int = 0,
+        byzantine: bool = False,
+        boots: bool = True,
+        traced: bool = True,
     ) -> None:
         self.now = START
+        self.traced = traced
         self.timing = Timing()
         self.config = config_of(*range(voters), byzantine=byzantine)
         genesis = write_genesis(
@@ -285,7 +295,7 @@ class Cluster:
             timing=self.timing,
             now=self.now,
             draw=lambda low, _: low,
-            trace=node.trace.append,
+            trace=node.trace.append if self.traced else None,
         )
         self._perform(node, node.replica.boot(self.now))
 
@@ -348,9 +358,7 @@ class Cluster:
     def verdict(self, effect: Judge) -> Judged:
         """What an honest judge of this cluster says: ``wrong`` frames are wrong."""
         wrong = next((head.hash for head in effect.heads if head.hash in self.wrong), None)
-        return Judged(
-            epoch=effect.epoch, view=effect.view, hash=effect.heads[-1].hash, wrong=wrong
-        )
+        return Judged(epoch=effect.epoch, view=effect.view, hash=effect.heads[-1].hash, wrong=wrong)
 
     def _persist(self, node: Node, effect: Persist) -> None:
         for frame in effect.frames:

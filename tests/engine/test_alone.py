@@ -1,5 +1,7 @@
 """One voter: the same protocol with a quorum of one."""
 
+from dataclasses import replace
+
 import pytest
 
 from basenet.engine.alone import Alone
@@ -8,7 +10,6 @@ from basenet.engine.effects import Finalize, Persist
 from basenet.engine.events import FramesCaptured, Instant
 from basenet.units import FRAME_PAYLOAD_BYTES_MAX, Epoch, JournalId, Seq, StateRoot, View
 from basenet.wire.frame import Flag, check_link
-from dataclasses import replace
 from tests.engine.cluster import (
     BEGIN_NS,
     LINEAGE,
@@ -22,7 +23,7 @@ from tests.engine.cluster import (
 
 
 def test_what_is_captured_is_final_in_the_same_step() -> None:
-    """protocol 1.6 and 2.2: one Persist, then one Finalize, and no message or vote."""
+    """Protocol 1.6 and 2.2, mistake 3: one Persist, with the numbers, then one Finalize."""
     cluster = Cluster(1)
     effects = cluster.give(0, FramesCaptured(frames=(captured(1), captured(2))))
     persist, final = effects
@@ -41,7 +42,7 @@ def test_what_is_captured_is_final_in_the_same_step() -> None:
 
 
 def test_numbers_of_commits_leave_no_gap() -> None:
-    """protocol 3.4: ranges of successive frames are contiguous; anything else is our bug."""
+    """Protocol 3.4: ranges of successive frames are contiguous; anything else is our bug."""
     cluster = Cluster(1)
     cluster.give(0, captured(1, 3))
     cluster.give(0, captured(4, 3, flags=Flag.RECOVERED))
@@ -57,7 +58,7 @@ def test_numbers_of_commits_leave_no_gap() -> None:
 
 
 def test_a_run_is_final_with_its_last_frame() -> None:
-    """protocol 3.5 and 7.6, P22: nothing inside it, then all of it at once, in order."""
+    """Protocol 3.5 and 7.6, P22: nothing inside it, then all of it at once, in order."""
     cluster = Cluster(1)
     node = cluster.nodes[0]
     cluster.give(0, FramesCaptured(frames=(captured(1), piece(2))))
@@ -73,7 +74,7 @@ def test_a_run_is_final_with_its_last_frame() -> None:
 
 
 def test_timestamps_never_go_back() -> None:
-    """protocol 3.7, P33: a clock that was set back is clamped to the tip's, plus one."""
+    """Protocol 3.7, P33: a clock that was set back is clamped to the tip's, plus one."""
     cluster = Cluster(1)
     cluster.give(0, FramesCaptured(frames=(captured(1), captured(2))))
     heads = cluster.nodes[0].finals
@@ -100,7 +101,7 @@ def test_a_frame_that_cannot_be_sealed_changes_nothing(event: object) -> None:
 
 
 def test_the_ballot_follows_from_the_last_frame() -> None:
-    """protocol 2.3: with one voter nothing else must be remembered to go on."""
+    """Protocol 2.3: with one voter nothing else must be remembered to go on."""
     cluster = Cluster(1)
     node = cluster.nodes[0]
     cluster.commit(0, 3)

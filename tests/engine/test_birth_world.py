@@ -355,6 +355,17 @@ def test_any_world(nodes: int, replication: int, rows: set[int], trouble: float,
     BirthWorld(scenario, seed).run()
 
 
+def test_an_author_whose_journal_came_back_from_a_backup_is_found_out() -> None:
+    """By a voter that still holds what the journal has forgotten; chaos brings it about."""
+    for seed in range(100):
+        world = BirthWorld(CONFIGURATIONS["3, rows"], seed)
+        world.run()
+        if world.tally.forgotten:
+            assert world.tally.roll_backs == 1
+            return
+    pytest.fail("no author forgot in 100 seeds")
+
+
 def test_the_same_seed_is_the_same_run() -> None:
     """A failing seed can be looked at again."""
     worlds = [BirthWorld(CONFIGURATIONS["3"], 7) for _ in range(2)]

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "protocol.md"
 SENTENCE = re.compile(r"^\*\*(\d+\.\d+)\*\* ", re.MULTILINE)
-CITATION = re.compile(r"protocol ((?:\d+\.\d+(?:, | and )?)+)")
+CITATION = re.compile(r"[Pp]rotocol ((?:\d+\.\d+(?:, | and )?)+)")
 
 
 def citations() -> set[str]:

@@ -27,7 +27,7 @@ def votes(*numbers: int, epoch: int = 1, view: int = 0) -> dict[bytes, bytes]:
 
 @pytest.mark.parametrize("count", range(1, 8))
 def test_crash_quorums_share_a_voter(count: int) -> None:
-    """protocol 1.1: tried on every pair."""
+    """Protocol 1.1: tried on every pair."""
     electorate = Electorate(config_of(*range(count)))
     assert electorate.quorum == count // 2 + 1
     pairs = itertools.product(itertools.combinations(range(count), electorate.quorum), repeat=2)
@@ -36,7 +36,7 @@ def test_crash_quorums_share_a_voter(count: int) -> None:
 
 @pytest.mark.parametrize(("count", "quorum"), [(4, 3), (5, 4), (6, 4), (7, 5)])
 def test_byzantine_quorums_share_an_honest_voter(count: int, quorum: int) -> None:
-    """protocol 1.2: they share more than f, and survive f that say nothing."""
+    """Protocol 1.2: they share more than f, and survive f that say nothing."""
     electorate = Electorate(config_of(*range(count), byzantine=True))
     assert electorate.quorum == quorum
     assert 2 * quorum - count > electorate.faults
@@ -44,7 +44,7 @@ def test_byzantine_quorums_share_an_honest_voter(count: int, quorum: int) -> Non
 
 
 def test_a_voter_is_a_key_with_a_journal() -> None:
-    """protocol 1.3, P23: the same key with another journal votes no more."""
+    """Protocol 1.3, P23: the same key with another journal votes no more."""
     electorate = Electorate(config_of(0, 1, 2))
     assert electorate.is_voter(key_of(1), journal_of(1))
     assert not electorate.is_voter(key_of(1), journal_of(1, life=1))
@@ -57,13 +57,13 @@ def test_a_voter_is_a_key_with_a_journal() -> None:
 
 
 def test_voters_lead_in_the_order_of_config() -> None:
-    """protocol 1.4, P20: round and round, the first one in view 0."""
+    """Protocol 1.4, P20: round and round, the first one in view 0."""
     electorate = Electorate(config_of(2, 0, 1))
     assert [electorate.leader(view) for view in range(4)] == [key_of(n) for n in (2, 0, 1, 2)]
 
 
 def test_a_certificate_needs_a_quorum_of_its_epochs_voters() -> None:
-    """protocol 1.5: each once, nobody else, for these very words."""
+    """Protocol 1.5: each once, nobody else, for these very words."""
     electorate = Electorate(config_of(0, 1, 2))
 
     def holds(found: dict[bytes, bytes], epoch: int = 1) -> bool:

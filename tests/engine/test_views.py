@@ -8,7 +8,7 @@ from basenet.engine.events import Instant, PeerLost, Ticked
 from basenet.engine.limits import MILLISECOND
 from basenet.engine.quorum import COMMIT, PREPARE, form
 from basenet.units import Epoch, FrameHash, Seq, View
-from basenet.wire.frame import Flag
+from basenet.wire.frame import Flag, Frame
 from basenet.wire.message import Certified, Justification, Mark, NewView, Propose, Pull, Vote, Wish
 from tests.engine.cluster import (
     FOREVER,
@@ -53,7 +53,7 @@ def views(cluster: Cluster) -> list[int]:
 
 
 def test_a_node_that_is_cut_off_disturbs_nobody() -> None:
-    """protocol 4.1: its wishes promise nothing, and it goes on voting when it is back."""
+    """Protocol 4.1: its wishes promise nothing, and it goes on voting when it is back."""
     cluster = quiet_cluster()
     cluster.isolate(2)
     cluster.silence(0)
@@ -68,7 +68,7 @@ def test_a_node_that_is_cut_off_disturbs_nobody() -> None:
 
 
 def test_silence_is_waited_for_and_longer_each_time() -> None:
-    """protocol 4.2: 1.25 s here; a view that does not start gets twice as long."""
+    """Protocol 4.2: 1.25 s here; a view that does not start gets twice as long."""
     cluster = quiet_cluster()
     node = cluster.nodes[1]
     cluster.isolate(1)
@@ -88,11 +88,11 @@ def test_silence_is_waited_for_and_longer_each_time() -> None:
 
 
 def test_a_loud_leader_that_gets_nowhere_is_left() -> None:
-    """protocol 4.3, mistake 7: heartbeats do not move the progress clock, in either mode."""
+    """Protocol 4.3, P21, mistake 7: heartbeats do not move the progress clock, in either mode."""
     for byzantine in (False, True):
         cluster = quiet_cluster(voters=4, byzantine=byzantine)
-        cluster.filter = lambda _, to, event: not (
-            to == 0 and isinstance(getattr(event, "message", None), Vote)
+        cluster.filter = lambda _, to, event: (
+            not (to == 0 and isinstance(getattr(event, "message", None), Vote))
         )
         cluster.commit(0)
         cluster.advance(4_900)
@@ -104,7 +104,7 @@ def test_a_loud_leader_that_gets_nowhere_is_left() -> None:
 
 
 def test_new_bytes_of_a_run_put_that_off_for_a_while() -> None:
-    """protocol 4.4, Q6: five minutes in all, then the leader is left."""
+    """Protocol 4.4, Q6: five minutes in all, then the leader is left."""
     cluster = quiet_cluster()
     cluster.isolate(0)
     cluster.isolate(1)
@@ -125,7 +125,7 @@ def test_new_bytes_of_a_run_put_that_off_for_a_while() -> None:
 
 
 def test_wishes_are_repeated_and_expire() -> None:
-    """protocol 4.5: a stale wish and a new one are no quorum; a leader heard again ends it."""
+    """Protocol 4.5: a stale wish and a new one are no quorum; a leader heard again ends it."""
     cluster = quiet_cluster(voters=5)
     cluster.isolate(3)
     cluster.tell(3, 1, wish(1, 1))
@@ -151,7 +151,7 @@ def test_wishes_are_repeated_and_expire() -> None:
 
 
 def test_a_wish_is_joined_by_who_has_heard_nothing() -> None:
-    """protocol 4.6, Q16: at the lower bound; not by who hears the leader, nor unsigned."""
+    """Protocol 4.6, Q16: at the lower bound; not by who hears the leader, nor unsigned."""
     cluster = quiet_cluster(voters=5)
     cluster.isolate(1)
     node = cluster.nodes[1]
@@ -166,7 +166,7 @@ def test_a_wish_is_joined_by_who_has_heard_nothing() -> None:
 
 
 def test_a_lost_connection_to_the_leader_is_a_hint() -> None:
-    """protocol 4.7, Q16: wish at once, but the promise stands."""
+    """Protocol 4.7, Q16: wish at once, but the promise stands."""
     cluster = quiet_cluster()
     for number in (1, 2):
         cluster.nodes[number].lane.promised = Instant(cluster.now + 900 * MILLISECOND)
@@ -183,7 +183,7 @@ def test_a_lost_connection_to_the_leader_is_a_hint() -> None:
 
 
 def test_one_honest_wish_among_f_plus_one_is_worth_joining() -> None:
-    """protocol 4.8: f wishes are not, f + 1 are, in the Byzantine mode."""
+    """Protocol 4.8: f wishes are not, f + 1 are, in the Byzantine mode."""
     cluster = quiet_cluster(voters=4, byzantine=True)
     cluster.isolate(3)
     node = cluster.nodes[3]
@@ -195,7 +195,7 @@ def test_one_honest_wish_among_f_plus_one_is_worth_joining() -> None:
 
 
 def test_no_view_is_entered_while_a_promise_stands() -> None:
-    """protocol 4.9: neither the one to the leader, nor the one after a restart."""
+    """Protocol 4.9: neither the one to the leader, nor the one after a restart."""
     cluster = quiet_cluster()
     cluster.isolate(1)
     node = cluster.nodes[1]
@@ -220,7 +220,7 @@ def test_no_view_is_entered_while_a_promise_stands() -> None:
 
 
 def test_a_leader_that_no_quorum_answers_stops() -> None:
-    """protocol 4.10, Q15: after 2.5 s; losing the lease alone moves no view."""
+    """Protocol 4.10, Q15: after 2.5 s; losing the lease alone moves no view."""
     cluster = quiet_cluster()
     leader = cluster.nodes[0]
     leader.lane.lease = Instant(0)
@@ -240,7 +240,7 @@ def test_a_leader_that_no_quorum_answers_stops() -> None:
 
 
 def test_no_replica_goes_back_to_a_lower_view() -> None:
-    """protocol 4.11: what a lower view's leader proposes is not looked at."""
+    """Protocol 4.11: what a lower view's leader proposes is not looked at."""
     cluster = quiet_cluster()
     cluster.elect(1)
     frame = make_frame(cluster.genesis)
@@ -254,7 +254,7 @@ def test_no_replica_goes_back_to_a_lower_view() -> None:
 
 
 def test_others_are_followed_into_a_higher_view() -> None:
-    """protocol 4.12, mistakes 5 and 13: by certificate, proposal or NewViews; no failure."""
+    """Protocol 4.12, mistakes 5 and 13: by certificate, proposal or NewViews; no failure."""
     cluster = quiet_cluster()
     cluster.isolate(2)
     cluster.elect(1)
@@ -278,7 +278,7 @@ def test_others_are_followed_into_a_higher_view() -> None:
 
 
 def test_a_prepare_certificate_moves_the_view() -> None:
-    """protocol 4.12: mistake 5 in the Byzantine mode: it is a quorum's word, too."""
+    """Protocol 4.12: mistake 5 in the Byzantine mode: it is a quorum's word, too."""
     cluster = quiet_cluster(voters=4, byzantine=True)
     cluster.isolate(3)
     genesis = cluster.genesis.head
@@ -294,7 +294,7 @@ def test_a_prepare_certificate_moves_the_view() -> None:
 
 
 def test_entering_promises_and_the_promise_is_repeated() -> None:
-    """protocol 5.1: persisted, then sent to the view's leader, until the view starts."""
+    """Protocol 5.1: persisted, then sent to the view's leader, until the view starts."""
     cluster = quiet_cluster()
     cluster.isolate(2)
     node = cluster.nodes[2]
@@ -309,7 +309,7 @@ def test_entering_promises_and_the_promise_is_repeated() -> None:
 
 
 def test_the_highest_thing_is_the_vote_or_what_is_final_above_it() -> None:
-    """protocol 5.2, mistake 6: a certificate of a later view counts, though nobody voted here."""
+    """Protocol 5.2, mistake 6: a certificate of a later view counts, though nobody voted here."""
     cluster = quiet_cluster()
     (head,) = cluster.commit(0)
     cluster.isolate(2)
@@ -327,7 +327,7 @@ def test_the_highest_thing_is_the_vote_or_what_is_final_above_it() -> None:
 
 
 def test_the_anchor_is_the_highest_of_a_quorum() -> None:
-    """protocol 5.3: by view, then height; so what a quorum has voted for survives its leader."""
+    """Protocol 5.3: by view, then height; so what a quorum has voted for survives its leader."""
     cluster = quiet_cluster()
     cluster.cut((0, 1))
     (head,) = cluster.commit(0)
@@ -343,9 +343,11 @@ def test_the_anchor_is_the_highest_of_a_quorum() -> None:
     assert cluster.nodes[1].replica.final == Mark(1, head.seq, head.hash)
 
 
-@pytest.mark.parametrize("flaw", ["few", "twice", "unsigned", "high", "low anchor", "none"])
+@pytest.mark.parametrize(
+    "flaw", ["few", "twice", "unsigned", "high", "low anchor", "none", "stranger"]
+)
 def test_a_proposal_of_a_higher_view_must_justify_its_start(flaw: str) -> None:
-    """protocol 5.4, 5.11: a quorum of right NewViews, and their highest thing."""
+    """Protocol 5.4, 5.11: a quorum of right NewViews, and their highest thing."""
     cluster = quiet_cluster()
     cluster.isolate(2)
     genesis = cluster.genesis.head
@@ -359,6 +361,7 @@ def test_a_proposal_of_a_higher_view_must_justify_its_start(flaw: str) -> None:
         "high": (right[0], new_view(1, 1, Mark(1, genesis.seq, genesis.hash))),
         "low anchor": right,
         "none": None,
+        "stranger": (right[0], new_view(7, 1, low)),
     }[flaw]
     anchor = low if flaw == "low anchor" else high
     why = None if chosen is None else Justification(new_views=chosen)
@@ -387,7 +390,7 @@ def test_a_proposal_of_a_higher_view_must_justify_its_start(flaw: str) -> None:
 
 
 def test_a_byzantine_new_view_proves_its_highest_thing() -> None:
-    """protocol 5.4: by a certificate for exactly it; a bare claim is nothing."""
+    """Protocol 5.4: by a certificate for exactly it; a bare claim is nothing."""
     cluster = quiet_cluster(voters=4, byzantine=True)
     (head,) = cluster.commit(0)
     cluster.elect(1)
@@ -404,7 +407,7 @@ def test_a_byzantine_new_view_proves_its_highest_thing() -> None:
 
 
 def test_the_deposed_leader_is_waited_for() -> None:
-    """protocol 5.5, Q15: 100 ms, since only it may hold what was acknowledged; unless it is lost."""
+    """Protocol 5.5, Q15: 100 ms, since only it may hold what was acknowledged; not if lost."""
     cluster = quiet_cluster()
     genesis = cluster.genesis.head
     mark = Mark(0, genesis.seq, genesis.hash)
@@ -433,15 +436,15 @@ def test_the_deposed_leader_is_waited_for() -> None:
 
 
 def test_a_deposed_leader_hands_over_what_only_it_has() -> None:
-    """protocol 5.6, Q15: its frames travel before its NewView, and nothing is orphaned."""
+    """Protocol 5.6, Q15: its frames travel before its NewView, and nothing is orphaned."""
     cluster = quiet_cluster()
     cluster.isolate(0)
     heads = cluster.commit(0, 3)
     assert cluster.nodes[0].final == 1
     cluster.heal()
     cluster.nodes[0].effects.clear()
-    cluster.filter = lambda sender, _, event: not (
-        sender == 0 and isinstance(getattr(event, "message", None), Propose)
+    cluster.filter = lambda sender, _, event: (
+        not (sender == 0 and isinstance(getattr(event, "message", None), Propose))
     )
     cluster.silence(0)
     cluster.advance(1_600)
@@ -458,7 +461,7 @@ def test_a_deposed_leader_hands_over_what_only_it_has() -> None:
 
 
 def test_a_leader_asks_for_the_branch_of_its_anchor() -> None:
-    """protocol 5.7: from those who reported it."""
+    """Protocol 5.7: from those who reported it."""
     cluster = quiet_cluster()
     cluster.isolate(1)
     (head,) = cluster.commit(0)
@@ -474,16 +477,19 @@ def test_a_leader_asks_for_the_branch_of_its_anchor() -> None:
 
 
 def test_a_byzantine_leader_keeps_only_what_no_view_left_behind() -> None:
-    """protocol 5.8, mistake 9: frames of the anchor's view stay, those of an earlier one go."""
+    """Protocol 5.8, mistake 9: frames of the anchor's view stay, those of an earlier one go."""
     cluster = quiet_cluster(voters=4, byzantine=True)
     cluster.commit(0)
-    cluster.filter = lambda sender, _, event: not (
-        sender == 0 and isinstance(getattr(event, "message", None), Certified)
-    ) and not (isinstance(getattr(event, "message", None), Vote) and event.message.phase == PREPARE)  # type: ignore[union-attr]
+    cluster.filter = lambda sender, _, event: (
+        not (sender == 0 and isinstance(getattr(event, "message", None), Certified))
+        and not (
+            isinstance(getattr(event, "message", None), Vote) and event.message.phase == PREPARE
+        )
+    )  # type: ignore[union-attr]
     (own,) = cluster.commit(0)
     cluster.heal()
-    cluster.filter = lambda sender, _, event: not (
-        sender == 0 and isinstance(getattr(event, "message", None), Propose)
+    cluster.filter = lambda sender, _, event: (
+        not (sender == 0 and isinstance(getattr(event, "message", None), Propose))
     )
     cluster.silence(0)
     cluster.advance(1_600)
@@ -494,7 +500,7 @@ def test_a_byzantine_leader_keeps_only_what_no_view_left_behind() -> None:
 
 
 def test_view_zero_starts_at_the_genesis_once() -> None:
-    """protocol 5.9, 5.10: by a leader that never voted; start and vote before the proposal."""
+    """Protocol 5.9, 5.10: by a leader that never voted; start and vote before the proposal."""
     cluster = Cluster(boots=False)
     node = cluster.nodes[0]
     node.lane.promised = Instant(cluster.now + 5 * MILLISECOND)
@@ -514,7 +520,7 @@ def test_view_zero_starts_at_the_genesis_once() -> None:
 
 
 def test_a_helped_laggard_gets_the_whole_story() -> None:
-    """protocol 4.12, 5.1: its wish or late NewView is answered by the view's start, justified."""
+    """Protocol 4.12, 5.1: its wish or late NewView is answered by the view's start, justified."""
     cluster = quiet_cluster()
     cluster.isolate(2)
     cluster.elect(1)
@@ -533,7 +539,7 @@ def test_a_helped_laggard_gets_the_whole_story() -> None:
 
 
 def test_votes_of_another_view_do_not_count() -> None:
-    """protocol 1.5, 6.10, mistake 11: equal heights of two views are two things."""
+    """Protocol 1.5, 6.10, mistake 11: equal heights of two views are two things."""
     cluster = quiet_cluster()
     cluster.elect(1)
     cluster.isolate(1)
@@ -554,3 +560,45 @@ def test_votes_of_another_view_do_not_count() -> None:
         )
     assert cluster.nodes[1].final == 1
     cluster.give(1, Ticked())
+
+
+def start_of(cluster: Cluster, end: Frame, anchor: Mark, other: Mark) -> Propose:
+    """A proposal of view 2 by its leader, node 2, justified by two NewViews."""
+    why = Justification(new_views=(new_view(0, 2, anchor), new_view(2, 2, other)))
+    return make_proposal(cluster, end, view=2, leader=2, anchor=anchor, justification=why)
+
+
+def test_the_path_goes_through_the_anchor() -> None:
+    """Protocol 6.2: a proposal beside it, or below it, gets no vote, though its view is right."""
+    cluster = quiet_cluster()
+    cluster.isolate(1)
+    one, other = make_frame(cluster.genesis), make_frame(cluster.genesis, salt=b"o" * 16)
+    beside = make_frame(other, view=2, author=2)
+    through = make_frame(one, view=2, author=2)
+    hand(cluster, 1, one, other, beside, through)
+    anchor = Mark(0, one.head.seq, one.head.hash)
+    node = cluster.nodes[1]
+    for wrong in (beside, cluster.genesis):
+        cluster.tell(1, 2, start_of(cluster, wrong, anchor, genesis_mark(cluster)))
+        cluster.run()
+        assert (node.ballot.view, node.sent(Vote)) == (2, [])
+    cluster.tell(1, 2, start_of(cluster, through, anchor, genesis_mark(cluster)))
+    cluster.run()
+    assert [(vote.view, vote.height) for vote in node.sent(Vote)] == [(2, 3)]
+
+
+def test_frames_that_an_earlier_view_left_behind_stay_behind() -> None:
+    """Protocol 6.3: mistake 9: also those that were held before the proposal came."""
+    cluster = quiet_cluster()
+    cluster.isolate(1)
+    one = make_frame(cluster.genesis, view=0)
+    left = make_frame(one, view=0)
+    end = make_frame(left, view=2, author=2)
+    hand(cluster, 1, one, left, end)
+    # The anchor is of view 1, which knew nothing of `left`.
+    anchor = Mark(1, one.head.seq, one.head.hash)
+    cluster.tell(1, 2, start_of(cluster, end, anchor, genesis_mark(cluster)))
+    cluster.run()
+    node = cluster.nodes[1]
+    assert node.sent(Vote) == []
+    assert "frames that an earlier view left behind" in node.whats()

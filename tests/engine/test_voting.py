@@ -100,7 +100,7 @@ def quiet_cluster(**facts: object) -> Cluster:
 
 
 def test_frames_alone_are_never_a_reason_to_vote() -> None:
-    """protocol 3.1, Q6: they are stored by hash, in any order, and nothing else happens."""
+    """Protocol 3.1, Q6: they are stored by hash, in any order, and nothing else happens."""
     cluster = quiet_cluster()
     one = make_frame(cluster.genesis)
     two = make_frame(one)
@@ -116,7 +116,7 @@ def test_frames_alone_are_never_a_reason_to_vote() -> None:
 
 
 def test_frames_that_may_not_be_are_dropped() -> None:
-    """protocol 3.2: other shard, epoch, author, signature or a height that is settled."""
+    """Protocol 3.2: other shard, epoch, author, signature or a height that is settled."""
     cluster = quiet_cluster()
     good = make_frame(cluster.genesis)
     bad = [
@@ -137,7 +137,7 @@ def test_frames_that_may_not_be_are_dropped() -> None:
 
 
 def test_only_what_may_follow_is_linked() -> None:
-    """protocol 3.3, P22, P33: no vote for a chain with a wrong step in it."""
+    """Protocol 3.3, P22, P33: no vote for a chain with a wrong step in it."""
     partial = {"flags": Flag.PARTIAL, "state_root": bytes(32)}
     for wrong in (
         {"timestamp_ns": TimestampNs(BEGIN_NS)},
@@ -159,7 +159,7 @@ def test_only_what_may_follow_is_linked() -> None:
 
 
 def test_nobody_votes_inside_a_run() -> None:
-    """protocol 3.5, P22: its frames travel early, and the vote comes with its end."""
+    """Protocol 3.5, P22: its frames travel early, and the vote comes with its end."""
     cluster = quiet_cluster()
     effects = cluster.give(0, piece(1))
     assert [type(one) for one in effects] == [Persist, SendFrames]
@@ -174,7 +174,7 @@ def test_nobody_votes_inside_a_run() -> None:
 
 
 def test_the_window_closes_and_a_run_may_pass_it() -> None:
-    """protocol 3.6: what cannot be sealed waits; the application may still write."""
+    """Protocol 3.6: what cannot be sealed waits; the application may still write."""
     cluster = quiet_cluster()
     cluster.isolate(0)
     for _ in range(WINDOW_FRAMES):
@@ -191,7 +191,7 @@ def test_the_window_closes_and_a_run_may_pass_it() -> None:
 
 
 def test_a_vote_needs_the_leaders_signature_all_frames_and_right_roots() -> None:
-    """protocol 6.1: roots are judged before, in one go, and the verdict precedes the vote."""
+    """Protocol 6.1: roots are judged before, in one go, and the verdict precedes the vote."""
     cluster = quiet_cluster()
     cluster.judges = False
     one = make_frame(cluster.genesis)
@@ -214,7 +214,7 @@ def test_a_vote_needs_the_leaders_signature_all_frames_and_right_roots() -> None
 
 
 def test_a_verdict_of_a_view_that_is_over_is_void() -> None:
-    """protocol 6.8, P19: it names epoch and view, and the roots are judged again."""
+    """Protocol 6.8, P19: it names epoch and view, and the roots are judged again."""
     cluster = quiet_cluster()
     cluster.judges = False
     one = make_frame(cluster.genesis)
@@ -234,7 +234,7 @@ def test_a_verdict_of_a_view_that_is_over_is_void() -> None:
 
 
 def test_a_further_vote_extends_the_one_before() -> None:
-    """protocol 6.4: by frames of this view; another branch is evidence."""
+    """Protocol 6.4: by frames of this view; another branch is evidence."""
     cluster = quiet_cluster()
     one, other = make_frame(cluster.genesis), make_frame(cluster.genesis, salt=b"o" * 16)
     two = make_frame(other)
@@ -251,7 +251,7 @@ def test_a_further_vote_extends_the_one_before() -> None:
 
 
 def test_the_same_proposal_gets_the_same_vote_and_persists_nothing() -> None:
-    """protocol 6.7: mistake 14; also for an end below the vote."""
+    """Protocol 6.7: mistake 14; also for an end below the vote."""
     cluster = quiet_cluster()
     cluster.isolate(0)
     one = make_frame(cluster.genesis)
@@ -271,7 +271,7 @@ def test_the_same_proposal_gets_the_same_vote_and_persists_nothing() -> None:
 
 
 def test_nobody_votes_below_its_first_vote_in_a_view() -> None:
-    """protocol 6.5, mistake 10: a leader that starts twice gets one start."""
+    """Protocol 6.5, mistake 10: a leader that starts twice gets one start."""
     cluster = Cluster(boots=False)
     cluster.boot(cluster.nodes[1])
     one = make_frame(cluster.genesis)
@@ -288,7 +288,7 @@ def test_nobody_votes_below_its_first_vote_in_a_view() -> None:
 
 
 def test_a_proposal_must_fit_its_frames() -> None:
-    """protocol 6.1: a signed lie about height or anchor gets no vote."""
+    """Protocol 6.1: a signed lie about height or anchor gets no vote."""
     cluster = Cluster(boots=False)
     cluster.boot(cluster.nodes[1])
     one = make_frame(cluster.genesis)
@@ -308,7 +308,7 @@ def test_a_proposal_must_fit_its_frames() -> None:
 
 
 def test_the_lock_is_durable_before_the_commit_vote() -> None:
-    """protocol 6.9: PREPARE first, COMMIT on a quorum of those; what is not mine is not locked."""
+    """Protocol 6.9: PREPARE first, COMMIT on a quorum of those; what is not mine is not locked."""
     cluster = quiet_cluster(voters=4, byzantine=True)
     cluster.isolate(0)
     one = make_frame(cluster.genesis)
@@ -334,7 +334,7 @@ def test_the_lock_is_durable_before_the_commit_vote() -> None:
 
 
 def test_commits_become_final_in_two_phases() -> None:
-    """protocol 6.9 and 7.1: with everybody there and with one silent node."""
+    """Protocol 6.9 and 7.1: with everybody there and with one silent node."""
     cluster = quiet_cluster(voters=4, byzantine=True)
     cluster.isolate(3)
     cluster.commit(0, 2)
@@ -351,7 +351,7 @@ def test_commits_become_final_in_two_phases() -> None:
 
 
 def test_a_vote_counts_once_and_only_with_its_signature() -> None:
-    """protocol 7.1: for what was proposed, in this view."""
+    """Protocol 7.1: for what was proposed, in this view."""
     cluster = quiet_cluster(voters=5)
     cluster.isolate(0)
     (head,) = cluster.commit(0)
@@ -382,15 +382,15 @@ def test_a_vote_counts_once_and_only_with_its_signature() -> None:
 
 
 def test_a_message_of_another_lineage_is_not_processed() -> None:
-    """protocol 1.5: nothing of another history counts here."""
+    """Protocol 1.5: nothing of another history counts here."""
     cluster = quiet_cluster()
     event = received(0, make_proposal(cluster, make_frame(cluster.genesis)))
-    assert LINEAGE == event.lineage
+    assert event.lineage == LINEAGE
     assert cluster.give(1, with_changes(event, lineage=b"x" * 16)) == []
 
 
 def test_several_commits_are_one_proposal_and_one_vote() -> None:
-    """protocol 6.1: a batch has one signature of the leader and one vote of each follower."""
+    """Protocol 6.1: a batch has one signature of the leader and one vote of each follower."""
     cluster = quiet_cluster()
     cluster.give(0, FramesCaptured(frames=tuple(captured(number) for number in range(1, 9))))
     cluster.run()

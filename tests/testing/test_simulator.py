@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from basenet.testing.simulator.faults import Crash, Fault, Noise, make_schedule
+from basenet.testing.simulator.checkers import Violation
+from basenet.testing.simulator.clock import LocalClock
+from basenet.testing.simulator.faults import Crash, Fault, Noise, Partition, RollBack, make_schedule
 from basenet.testing.simulator.main import main
 from basenet.testing.simulator.minimise import minimise
 from basenet.testing.simulator.mutants import MUTANTS, mutated
@@ -118,6 +120,60 @@ def test_faults_end_with_the_chaos() -> None:
             assert fault.at + getattr(fault, "lasts", 0) <= scenario.chaos
             if isinstance(fault, Crash):
                 assert fault.down > 0
+
+
+def restored_disk(*, is_remembered: bool) -> tuple[Fault, ...]:
+    """Two write without the third; one of them comes back with the disk of a second ago.
+
+    ``is_remembered``: whether the other one is there for its HELLO, and only then cut off.
+    """
+    second, millisecond = 1_000_000_000, 1_000_000
+    begin = 7 * second + (6 * millisecond if is_remembered else 0)
+    return (
+        Partition(at=3 * second, lasts=4 * second, sides=(0, 0, 1)),
+        RollBack(at=7 * second, node=1, down=5 * millisecond, age=second, is_remembered=False),
+        Partition(at=begin, lasts=6 * second, sides=(1, 0, 0)),
+    )
+
+
+def test_an_old_disk_is_noticed_by_who_remembers() -> None:
+    """Q9: it said HELLO to a voter that knows a higher count, so it votes no more."""
+    scenario = Scenario(nodes=3, has_roll_backs=True)
+    for seed in range(4):
+        assert run_seed(scenario, seed, restored_disk(is_remembered=True)).violation is None
+
+
+def test_an_old_disk_that_nobody_remembers_forks_history() -> None:
+    """Q9 states this limit: q - 1 voters that compare need not be among those who heard its votes.
+
+    Of three voters the one that it greets was away, and the one that remembers is away now. Only
+    n - q + 1 others always have one among them who counted its vote.
+    """
+    scenario = Scenario(nodes=3, has_roll_backs=True)
+    violation = run_seed(scenario, 0, restored_disk(is_remembered=False)).violation
+    assert violation is not None
+    assert violation.startswith("agreement: ")
+
+
+@pytest.mark.parametrize(("drift", "is_broken"), [(4_950, False), (600_000, True)])
+def test_clocks_beyond_the_drift_break_the_lease(*, drift: int, is_broken: bool) -> None:
+    """Within what the lease allows for they do not: a slow leader, cut off, and fast followers."""
+    second = 1_000_000_000
+    cut = Partition(at=6 * second, lasts=4 * second, sides=(1, 0, 0))
+    world = World(CONFIGURATIONS["crash-3"], 1, schedule=(cut,))
+
+    def change_rates(_: object) -> None:
+        for node, rate in zip(world.nodes, (-drift, drift, drift), strict=True):
+            shown = node.now
+            node.clock = LocalClock(0, rate)
+            node.clock.restart(world.scheduler.now, shown)
+
+    world.scheduler.at(5 * second, change_rates)
+    if is_broken:
+        with pytest.raises(Violation, match="fencing: "):
+            world.run()
+    else:
+        world.run()
 
 
 @pytest.mark.parametrize("name", QUICK_MUTANTS)

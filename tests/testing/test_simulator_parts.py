@@ -342,7 +342,7 @@ def network() -> tuple[Network, World]:
 def heard(network: Network, world: World, sender: int, to: int) -> int:
     seen: list[object] = []
     for _ in range(50):
-        network.send(sender, world.nodes[to], ORDINARY, seen.append, "message")
+        network.send(sender, to, ORDINARY, seen.append, "message")
     world.scheduler.run(world.scheduler.now + 5_000 * MILLISECOND)
     return len(seen)
 

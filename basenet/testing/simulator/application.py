@@ -37,6 +37,7 @@ class Application:
         self._parts_given = 0
         self._root: tuple[FrameHash, StateRoot] | None = None
         self._is_sealing = False
+        self._is_noticed = False
         self._is_fenced = True
         self.slips = 0
         self.wrong_roots_until = 0
@@ -44,6 +45,7 @@ class Application:
     def restart(self) -> None:
         """Begin with what the database and the journal hold."""
         self._root = None
+        self._is_noticed = False
         self._is_fenced = True
         self._node.disk.capture()
         self.forget()
@@ -69,11 +71,11 @@ class Application:
         if self._chance.random() < _BIG_SHARE:
             parts = self._chance.randint(1, _BIG_PARTS_MAX)
         self._commit(parts)
-        if self._chance.random() < _LATE_CAPTURE_SHARE:
-            delay = self._chance.randrange(5 * MILLISECOND)
+        if not self._is_noticed:
+            self._is_noticed = True
+            is_late = self._chance.random() < _LATE_CAPTURE_SHARE
+            delay = self._chance.randrange(5 * MILLISECOND) if is_late else 0
             self._node.later(delay, self._capture, None)
-        else:
-            self._capture(None)
 
     def slip(self) -> None:
         """Close the fence: a commit or more was quicker, if the schedule says so."""
@@ -92,6 +94,7 @@ class Application:
 
     def _capture(self, _: object) -> None:
         """Capture what is new, and seal what can be sealed."""
+        self._is_noticed = False
         self.capture()
         self.seal(self._node.now)
 

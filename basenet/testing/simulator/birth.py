@@ -2,7 +2,8 @@
 
 Each node runs the real `engine.birth`. The world does what a daemon would do, one effect at a time,
 and may kill the node in front of any of them; a `KeepBirth` reaches the disk or does not, a message
-is lost, doubled, late or overtaken, a link is cut, a disk is lost (new journal id, no file).
+is lost, doubled, late or overtaken, a link is cut, a disk is lost (new journal id, no file), a
+journal comes back from a backup (same id, an older record).
 
 Checked from outside after every effect:
 
@@ -91,8 +92,8 @@ class BirthScenario:
     ``nodes``: how many there are. ``files``: what nodes have, by number; others have nothing.
     ``writers``: BASE_WRITER by node number. ``standalone``: the node that has a lineage of its own
     from before. ``is_counted``: M is BASE_BOOTSTRAP_EXPECT nodes that said HELLO, anew after each
-    start; else it is a static list. ``lost_disks``: how many may be lost. ``crashes``, ``cuts``: how
-    often, per step and node or pair. ``lost``, ``doubled``, ``late``: shares of messages.
+    start; else it is a static list. ``lost_disks``: how many may be lost. ``crashes``, ``cuts``:
+    how often, per step and node or pair. ``lost``, ``doubled``, ``late``: shares of messages.
     ``chaos``, ``patience``: in steps. ``is_signed_really``: Ed25519 instead of ideal signatures.
     """
 
@@ -115,11 +116,15 @@ class BirthScenario:
 
 @dataclass(slots=True, kw_only=True)
 class Disk:
-    """What a node keeps: its record, its journal's id and its database file."""
+    """What a node keeps: its record, its journal's id and its database file.
+
+    ``past``: what the record was before, which a backup may bring back.
+    """
 
     record: BirthRecord
     journal_id: JournalId
     file: FileFacts | None
+    past: list[BirthRecord] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -155,6 +160,8 @@ class BirthTally:
     effects: int = 0
     crashes: int = 0
     lost_disks: int = 0
+    roll_backs: int = 0
+    forgotten: int = 0
     geneses: int = 0
     withdrawals: int = 0
 
@@ -202,6 +209,15 @@ class BirthWorld:
         self.crash(machine)
         machine.disk = Disk(record=BirthRecord(), journal_id=self._new_journal(), file=None)
         self.tally.lost_disks += 1
+
+    def roll_back(self, machine: Machine) -> None:
+        """Let a node die, and its journal come back as it was: same id, and something forgotten."""
+        self.crash(machine)
+        disk = machine.disk
+        if disk.past:
+            disk.record = self._random.choice(disk.past)
+            self.tally.lost_disks += 1
+            self.tally.roll_backs += 1
 
     def members_of(self, machine: Machine) -> Membership | str:
         """Return what configuration tells this node: everybody, up or not, or nobody yet."""
@@ -266,7 +282,8 @@ class BirthWorld:
                 self.start(machine)
             elif machine.birth is not None and chance.random() < scenario.crashes:
                 is_loss = self.tally.lost_disks < scenario.lost_disks and chance.random() < _LOSSES
-                (self.lose_disk if is_loss else self.crash)(machine)
+                harms = (self.lose_disk, self.roll_back) if is_loss else (self.crash,)
+                chance.choice(harms)(machine)
             for other in range(machine.number):
                 if chance.random() < scenario.cuts:
                     self.cut ^= {frozenset((machine.number, other))}
@@ -362,8 +379,9 @@ class BirthWorld:
                 check_complete(effect.genesis, effect.certificate, self.notary.verify)
             case NewJournalNeeded():
                 self.crash(machine)
-                machine.disk.record = BirthRecord()
-                machine.disk.journal_id = self._new_journal()
+                self.tally.forgotten += 1
+                file = machine.disk.file
+                machine.disk = Disk(record=BirthRecord(), journal_id=self._new_journal(), file=file)
             case ReportBirth():
                 machine.reports.append(effect.what)
             case _:
@@ -376,6 +394,7 @@ class BirthWorld:
             self._check_rows(machine, after.promise.author)
         self.tally.geneses += own and before.promise != after.promise
         self.tally.withdrawals += before.withdrawn != after.withdrawn
+        machine.disk.past.append(before)
         machine.disk.record = after
 
     def _survey(self, machine: Machine) -> ArchiveSurveyed:

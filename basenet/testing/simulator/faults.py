@@ -43,12 +43,16 @@ class Wipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollBack:
-    """The node dies and its disk comes back as it was ``age`` ago (Q9)."""
+    """The node dies and its disk comes back as it was ``age`` ago (Q9).
+
+    ``is_remembered``: only if every other voter has heard of something newer than that.
+    """
 
     at: int
     node: int
     down: int
     age: int
+    is_remembered: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +150,14 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reset:
+    """All connections to the node end, and a redial is refused, although it is alive (Q16)."""
+
+    at: int
+    node: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Read:
     """A reader at the node asks how far it must wait."""
 
@@ -167,6 +179,7 @@ Fault = (
     | FalseVerdict
     | Transfer
     | Change
+    | Reset
     | Read
 )
 Schedule = tuple[Fault, ...]
@@ -174,11 +187,11 @@ Schedule = tuple[Fault, ...]
 
 # What happens how often, among the faults of one sort.
 _NETWORK: Final = {"sides": 25, "alone": 15, "cuts": 20, "noise": 25, "calm": 15}
-_BLOWS: Final = {"double": 2, "seesaw": 2, "single": 8}
+_BLOWS: Final = {"double": 2, "seesaw": 2, "usurpation": 1, "single": 8}
 _NODES: Final = {"crash": 60, "pause": 10, "disk": 10, "slip": 7, "roots": 4, "verdict": 2}
 _LOSSES: Final = {"wipe": 10}
 _ROLL_BACKS: Final = {"roll back": 12}
-_OPERATIONS: Final = {"read": 3, "transfer": 3}
+_OPERATIONS: Final = {"read": 4, "transfer": 4, "reset": 2}
 _CHANGES: Final = {"change": 5}
 
 
@@ -200,6 +213,8 @@ def make_schedule(scenario: Scenario, seed: int, places: int) -> Schedule:
                 faults += _double_blow(chance, at, end, places)
             case "seesaw":
                 faults += _seesaw(chance, at, end, places)
+            case "usurpation":
+                faults += _usurpation(chance, at, end, places)
             case _:
                 faults.append(_node_fault(chance, at, end, places, scenario))
         at += chance.randrange(pace // 4, pace * 2)
@@ -313,6 +328,34 @@ def _seesaw(chance: Random, at: int, end: int, places: int) -> list[Fault]:
     ]
 
 
+def _usurpation(chance: Random, at: int, end: int, places: int) -> list[Fault]:
+    """Return what tempts two nodes to leave a third: silence, a restart, and a false hint.
+
+    One node does not hear ``victim``; another one that does dies, is back at once, and believes
+    that ``victim`` is dead. Only what it promised before it died stands against them.
+    """
+    victim, deaf, forgetful = (*chance.sample(range(places), min(places, 3)), 0, 0)[:3]
+    crash = at + chance.randrange(1_600, 2_600) * MILLISECOND
+    down = chance.randrange(2, 40) * MILLISECOND
+    lasts = max(0, min(6 * SECOND, end - at))
+    return [
+        OneWayCut(at=at, lasts=lasts, node=victim, to=deaf),
+        OneWayCut(at=at, lasts=lasts, node=deaf, to=victim),
+        Crash(
+            at=min(crash, end),
+            node=forgetful,
+            cut=chance.random(),
+            down=down,
+            is_machine=False,
+            is_at_promise=False,
+        ),
+        *(
+            Reset(at=min(crash + down + later * MILLISECOND, end), node=victim)
+            for later in (10, 60, 200)
+        ),
+    ]
+
+
 def _brief_crash(chance: Random, at: int, node: int) -> Crash:
     down = chance.randrange(5, 400) * MILLISECOND
     return Crash(
@@ -325,6 +368,8 @@ def _operation(chance: Random, at: int, places: int, scenario: Scenario) -> Faul
     match _pick(chance, _OPERATIONS, changes):
         case "change":
             return Change(at=at, choice=chance.random())
+        case "reset":
+            return Reset(at=at, node=chance.randrange(places))
         case "read":
             return Read(at=at, node=chance.randrange(places))
         case _:

@@ -15,6 +15,7 @@ from basenet.testing.simulator.faults import (
     Partition,
     Pause,
     Read,
+    Reset,
     RollBack,
     Slip,
     SlowDisk,
@@ -24,6 +25,7 @@ from basenet.testing.simulator.faults import (
 )
 from basenet.testing.simulator.greeting import Greeting, greet
 from basenet.units import JournalId
+from basenet.wire.frame import Kind
 
 # How long wrong roots may lie in un-final frames that nobody has judged yet.
 _DECEPTION: Final = 6 * SECOND
@@ -62,6 +64,8 @@ class Mishaps:
                 world.operator.change(fault)
             case Read():
                 world.readers.ask(fault)
+            case Reset():
+                world.tell_loss(world.nodes[fault.node], share=1.0)
             case _:
                 self._strike(world.nodes[fault.node], fault)
 
@@ -114,6 +118,21 @@ class Mishaps:
             and node.is_honest
             and self._lost_voters() < self._tolerated()
             and not self._is_deceived()
+            and not self._is_config_pending()
+        )
+
+    def _is_config_pending(self) -> bool:
+        """Whether voters are about to change: who may be lost then depends on what comes of it."""
+        top = self._world.truth.top
+        return any(
+            frame.head.kind == Kind.CONFIG and frame.head.seq > top
+            for node in self._world.nodes
+            for frame in node.disk.frames.values()
+        ) or any(
+            node.replica is not None
+            and node.replica.tip.kind == Kind.CONFIG
+            and node.replica.tip.seq > top
+            for node in self._world.nodes
         )
 
     def _mend_disk(self, node: "Node") -> None:
@@ -153,6 +172,16 @@ class Mishaps:
             self.rename(node)
         return greeting != Greeting.MUST_WAIT
 
+    def _is_remembered(self, node: "Node", old: Disk) -> bool:
+        """Whether each voter that it may greet knows a higher count, without which Q9 is blind."""
+        name = (node.key, old.journal_id)
+        return all(
+            peer.disk.known.get(name, 0) > old.jcount
+            for voter in node.disk.ballot.config.voters
+            for peer in self._world.by_key[voter.key]
+            if peer is not node
+        )
+
     def rename(self, node: "Node") -> None:
         """Give a node that came back with an old disk another journal id: it is a learner now."""
         disk, world = node.disk, self._world
@@ -184,5 +213,7 @@ class Mishaps:
         """Bring an old copy of the disk back, which its peers notice (Q9)."""
         old = self._old_disks.pop(id(fault), None)
         if old is None or old.journal_id != node.disk.journal_id or not self._can_lose(node):
+            return
+        if fault.is_remembered and not self._is_remembered(node, old):
             return
         self._replace(node, old, fault.down)

@@ -7,14 +7,11 @@ others not, as many do. What is on its way stays on its way when its sender dies
 
 from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from basenet.testing.simulator.chance import stream
 from basenet.testing.simulator.clock import MILLISECOND, SECOND, Scheduler
 from basenet.testing.simulator.faults import Noise, OneWayCut, Partition
-
-if TYPE_CHECKING:
-    from basenet.testing.simulator.node import Node
 
 ORDINARY: Final = 0
 BULK: Final = 1
@@ -90,13 +87,13 @@ class Network:
     def send(
         self,
         sender: int,
-        receiver: "Node",
+        receiver: int,
         lane: int,
         action: Callable[[Any], object],
         what: object,
     ) -> None:
         """Let ``action(what)`` happen at ``receiver`` when, and if, the network brings it."""
-        link = self._links[sender][receiver.place]
+        link = self._links[sender][receiver]
         self.sent += 1
         if link.is_cut:
             self.lost += 1

@@ -344,8 +344,7 @@ class Node:
 
     def lose(self, peer: PublicKeyBytes) -> None:
         """See all connections to ``peer`` end, and a redial refused (Q16)."""
-        if self.pulse is not None and self.pulse.followed(peer):
-            self.step(PeerLost(peer=peer))
+        self.step(PeerLost(peer=peer))
 
     def step(self, event: Event) -> None:
         """Give an event to the replica and do what follows."""
@@ -565,7 +564,7 @@ class Node:
         for key in to:
             for node in world.by_key[key]:
                 if node is not self:
-                    world.network.send(self.place, node, lane, node.deliver, envelope)
+                    world.network.send(self.place, node.place, lane, node.deliver, envelope)
 
     def _send_pulse(self, effect: SendPulse) -> None:
         self.post((effect.to,), HEARTBEATS, effect.message)
@@ -685,7 +684,7 @@ class Node:
         return Violation(f"{sort}: {self.name} {text}")
 
 
-def _is_struck(crash: Crash, effects: list[Effect]) -> bool:
+def _is_struck(crash: Crash, effects: Sequence[Effect | Told]) -> bool:
     """Return whether these are effects that an armed crash waits for."""
     if not crash.is_at_promise:
         return bool(effects)

@@ -1,5 +1,7 @@
 """The suite: every configuration, and every mutant with where it must be caught."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -14,6 +16,7 @@ CONFIGURATIONS: Final = {
     "crash-3": Scenario(nodes=3),
     "crash-5": Scenario(nodes=5),
     "crash-3-drift": Scenario(nodes=3, drift_ppm=DRIFT_ALLOWED_PPM),
+    "crash-1-config": Scenario(nodes=1, has_config_changes=True),
     "crash-3-config": Scenario(nodes=3, has_config_changes=True),
     "crash-3-rollback": Scenario(nodes=3, has_roll_backs=True, has_config_changes=True),
     "byzantine-4": Scenario(mode=FaultModel.BYZANTINE, nodes=4, byzantine=1),
@@ -47,13 +50,36 @@ def check_mutants(names: Sequence[str], jobs: int, say: Say) -> bool:
 
 
 def is_caught(name: str, mutant: Mutant, jobs: int, say: Say) -> bool:
-    """Return whether the simulator notices the mutant within its budget of seeds."""
+    """Return whether the mutant is noticed: by its test, or within its budget of seeds."""
+    if mutant.test is not None:
+        return _fails_its_test(name, mutant.test, say)
     summary, failed = summarise(mutant.scenario, range(mutant.seeds), jobs=jobs, mutant=name)
     if failed:
         say(f"{name}: caught at seed {failed[0].seed}: {failed[0].violation}\n")
     else:
         say(f"{name}: NOT caught in {summary.seeds} seeds of {mutant.scenario.name}\n")
     return bool(failed)
+
+
+_RUN_TEST: Final = """
+import sys
+import pytest
+from basenet.testing.simulator.mutants import mutated
+with mutated(sys.argv[1]):
+    sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", sys.argv[2]]))
+"""
+# What pytest ends with when a test failed; 0 is that all passed, more that it could not run them.
+_TEST_FAILED: Final = 1
+
+
+def _fails_its_test(name: str, test: str, say: Say) -> bool:
+    """Return whether the test, which passes otherwise, fails in an engine that is the mutant."""
+    status = subprocess.run(
+        [sys.executable, "-c", _RUN_TEST, name, test], capture_output=True, check=False
+    ).returncode
+    is_failed = status == _TEST_FAILED
+    say(f"{name}: {'caught by' if is_failed else 'NOT caught by'} {test}\n")
+    return is_failed
 
 
 def tell(summary: Summary) -> str:

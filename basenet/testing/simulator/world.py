@@ -286,12 +286,10 @@ class World:
         self.commits += 1
         return self.commits
 
-    def tell_loss(self, node: Node) -> None:
-        """Let some of the others notice that all connections to ``node`` are gone."""
+    def tell_loss(self, node: Node, *, share: float = _NOTICED_SHARE) -> None:
+        """Let a share of the others see that all connections to ``node`` are gone."""
         for other in self.nodes:
-            if other is node or self.network.is_cut(node.place, other.place):
-                continue
-            if self._chance.random() < _NOTICED_SHARE:
+            if other is not node and self._chance.random() < share:
                 delay = self._chance.randrange(2, 30) * MILLISECOND
                 other.later(delay, other.lose, node.key)
 
