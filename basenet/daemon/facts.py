@@ -218,10 +218,12 @@ class Facts:
         progress = found.progress
         reached = Seq(0)
         with trio.move_on_after(timeout_s):
-            target = Seq(await found.capture_now()) if seq is None else seq
             while True:
-                await progress.wait_until(lambda: self._is_reached(found, target, level))
-                if level is Level.FINAL or not target or await found.archiver.confirm():
+                target = Seq(await found.capture_now()) if seq is None else seq
+                lineage = _lineage_of(found)
+                await self._reach(found, target, level)
+                # A child lineage that began meanwhile may bring more: what differs from its parent.
+                if seq is not None or _lineage_of(found) == lineage:
                     break
             reached = target
         if not reached and seq != 0:
@@ -235,11 +237,18 @@ class Facts:
         return WaitResult(
             shard=found.shard,
             seq=reached,
-            lineage=found.record.lineage.hex() if found.record else "",
+            lineage=_lineage_of(found),
             level=level,
             archived_seq=progress.archived_seq,
             final_seq=progress.final_seq,
         )
+
+    async def _reach(self, shard: Shard, target: Seq, level: Level) -> None:
+        """Return once ``target`` is reached; if archived, once it was seen in the archive."""
+        while True:
+            await shard.progress.wait_until(lambda: self._is_reached(shard, target, level))
+            if level is Level.FINAL or not target or await shard.archiver.confirm():
+                return
 
     def _is_reached(self, shard: Shard, target: Seq, level: Level) -> bool:
         progress = shard.progress
@@ -255,6 +264,10 @@ class Facts:
         if shard.state in (ShardState.STOPPED, ShardState.REFUSED):
             raise UnavailableError(f"shard {shard.shard} is {shard.state.value}: {shard.error}")
         return False
+
+
+def _lineage_of(shard: Shard) -> str:
+    return shard.record.lineage.hex() if shard.record else ""
 
 
 def _oldest(*moments_ns: int | None) -> int | None:
