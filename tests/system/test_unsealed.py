@@ -5,12 +5,13 @@ saved the commits; beside basenet they must be as safe as without it.
 """
 
 import contextlib
+import signal
 import sqlite3
 from pathlib import Path
 
 from tests.sqlite.application import Application
 from tests.sqlite.test_unsealed import PREPARE, unseal
-from tests.system.harness import Scene, until
+from tests.system.harness import Daemon, Scene, until
 
 DIGEST = "SELECT count(*), total(length(y)), max(hex(y)) FROM t"
 
@@ -33,12 +34,21 @@ def wal_bytes(scene: Scene) -> int:
     return wal.stat().st_size if wal.exists() else 0
 
 
+def unseal_beside(daemon: Daemon, scene: Scene, application: Application) -> None:
+    """Unseal the log while ``daemon`` stands still: it would mend that before anybody looked."""
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        unseal(scene.database, application)
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
+
+
 def test_the_application_closes_last_but_us(scene: Scene) -> None:
     """Its close does not checkpoint while we have the file open; so we have done it."""
     application = begin(scene)
     daemon = scene.serve(BASE_DETACH_AFTER="60s")
     daemon.wait_archived()
-    unseal(scene.database, application)
+    unseal_beside(daemon, scene, application)
     (expected,) = application.sql(DIGEST)
     daemon.wait_archived()
     application.close()
@@ -52,7 +62,7 @@ def test_the_daemon_ends_before_the_application_dies(scene: Scene) -> None:
     application = begin(scene)
     daemon = scene.serve()
     daemon.wait_archived()
-    unseal(scene.database, application)
+    unseal_beside(daemon, scene, application)
     (expected,) = application.sql(DIGEST)
     assert daemon.stop() == 0
     application.kill()
