@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-system check tla-check tla-trace java dnsmasq simulate mutants demo bench clean
+.PHONY: help venv test test-system check tla-check tla-trace java dnsmasq simulate mutants demo demo-cluster soak bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,14 @@ mutants: $(STAMP)  ## engines with one thing left out: each must be noticed by t
 
 demo: $(STAMP)  ## kill writer and daemon in mid-write, restore, compare: under two minutes
 	$(RUN) cmd/basenet-demo
+
+demo-cluster: $(STAMP)  ## three nodes, the death of the writer's, failover, return: under two minutes
+	$(RUN) cmd/basenet-cluster-demo
+
+# make soak MINUTES=5 SEED=1
+MINUTES := 30
+soak: $(STAMP)  ## clusters under load and random faults, judged from outside: half an hour
+	$(RUN) cmd/basenet-soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 bench: $(STAMP)  ## basenet and litestream beside the same writer, as a table of ratios
 	$(RUN) cmd/basenet-bench

@@ -95,3 +95,7 @@ class ChainBroken(CorruptionError):  # noqa: N818
 
 class CertificateInvalid(CorruptionError):  # noqa: N818
     """A certificate does not prove what it stands for: its votes are too few, alien or wrong."""
+
+
+class EncryptionCorrupt(CorruptionError):  # noqa: N818
+    """An encrypted object is not what was encrypted under its name, or is mixed with clear ones."""

@@ -3,13 +3,17 @@
 ::
 
     writing    backlog -> seal -> uploader -> store        lease: who may; tip: how far
+               takeover: where the next writer goes on     (several nodes)
                pageset -> snapshot -> publish              page sets;   schedule: when
                retention -> prune                          what no kept moment needs
     reading    catalog -> lineage, stretch -> plan -> survey
                fetch -> setreader, replay -> place         restore
+               overlay -> past; ranges                     query; which moments there are
                inspector, walk -> findings                 verify
+               finality: which frames certificates prove   (several voters)
     deciding   continuation, parentstate                   how a journal continues an archive
     stores     port: directory, s3, gcs, unconditional     store: by URL;   probe: does it hold?
+               encrypted: what a store keeps, encrypted at rest;   keyring: for whom
                remote, files: what each store needs        patience, backoff, clock: how long
     common     names -> facts                              baseline: what a restore would begin with
                pagebuffer, spool                           pages on their way to a file or a part

@@ -28,8 +28,9 @@ from typing import Final, Protocol
 
 from basenet.errors import CorruptionError
 from basenet.units import MIB, SEGMENT_TARGET_BYTES, Seq, TimestampNs
+from basenet.wire.certificate import Certificate
 
-CACHE_BYTES_MAX: Final = 64 * MIB
+CACHE_BYTES_MAX: Final = MIB
 CACHE_ENTRIES_MAX: Final = 100_000
 
 
@@ -73,10 +74,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Consecutive encoded frames, the first of which has number ``start``; never empty."""
+    """Consecutive encoded frames, the first of which has number ``start``; never empty.
+
+    ``proofs``: what proves them final, of frames among them; none where one voter decides.
+    """
 
     start: Seq
     frames: tuple[bytes, ...]
+    proofs: tuple[Certificate, ...] = ()
 
     @property
     def end(self) -> Seq:

@@ -167,13 +167,16 @@ async def decide_continuation(
         trusted=trusted,
     )
     try:
-        return await decision.decide()
+        found = await decision.decide()
+        if isinstance(found, Resume) and journal is not None:
+            await store.check_writable(names.lineage(journal.lineage))
     except (UnavailableError, StoreRefused):
         raise
     except StoreNotFound as error:
         raise UnavailableError(f"the archive changed while it was read: {error}") from error
     except BasenetError as error:
         return Refuse(error=error)
+    return found
 
 
 class _Decision:
@@ -393,7 +396,7 @@ class _Decision:
             archive_epoch=self._archive_epoch,
             notes=tuple(self._notes),
             needs_snapshot=True,
-            has_regressed=self._has_regressed(),
+            has_regressed=self._has_regressed(found.seq),
         )
 
     async def _find_genesis(self, lineage: Lineage) -> Genesis | None:
@@ -412,13 +415,17 @@ class _Decision:
                     return frame.head if frame.head.is_signed_by_author() else None
         return None
 
-    def _has_regressed(self) -> bool:
-        """Return whether the journal is one that wrote the archive, and was put back since."""
+    def _has_regressed(self, seq: Seq) -> bool:
+        """Return whether the journal is one that wrote the archive, and was put back since.
+
+        ``seq``: where the archive ends. A copy of that journal has regressed if it is older.
+        """
         journal = self._journal
         return (
             journal is not None
             and journal.lineage in list_lineages(self._catalog)
-            and journal.is_written_by(self._key)
+            and any(voter.key == self._key for voter in journal.config.voters)
+            and (journal.is_written_by(self._key) or journal.tip_seq < seq)
         )
 
     async def _continue_plan(self) -> Child | Resume:
@@ -438,7 +445,7 @@ class _Decision:
             is_forced=not tip.standing.accepts(self._key),
             archive_epoch=self._archive_epoch,
             notes=plan.notes,
-            has_regressed=self._has_regressed(),
+            has_regressed=self._has_regressed(plan.target.seq),
         )
 
     def _is_unshipped_child(self, lineage: Lineage, seq: Seq, digest: FrameHash) -> bool:

@@ -36,6 +36,7 @@ from basenet.units import (
     PublicKeyBytes,
     TimestampNs,
 )
+from basenet.wire.certificate import Certificate
 from basenet.wire.frame import Flag, Frame, Head, Kind
 from basenet.wire.pageset import SNAPSHOT_LEVEL, PageSet, decode_manifest
 from basenet.wire.segment import (
@@ -62,7 +63,9 @@ class Signed:
 class LogFacts:
     """A log object without its pages.
 
-    ``hashes``: 32 bytes a frame; ``flags``: one byte a frame; ``configs``: its CONFIG frames whole.
+    ``hashes``: 32 bytes a frame; ``flags``: one byte a frame; ``configs``: its CONFIG frames whole,
+    ``proofs``: the certificates of those. ``certified_to``: the highest frame that has a
+    certificate, not verified here; 0: none has.
     """
 
     signed: Signed
@@ -72,6 +75,8 @@ class LogFacts:
     epochs: "array[int]"
     flags: bytes
     configs: tuple[Frame, ...]
+    proofs: tuple[Certificate, ...] = ()
+    certified_to: int = 0
 
     def hash(self, seq: int) -> FrameHash:
         """Return the hash of the frame ``seq``."""
@@ -99,6 +104,7 @@ class SetFacts:
     set: SetName
     head: Head
     pages: PageSet
+    proofs: tuple[Certificate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +114,7 @@ class TipFacts:
     signed: Signed
     lineage: Lineage
     head: Head
+    proofs: tuple[Certificate, ...] = ()
 
 
 @contextmanager
@@ -162,7 +169,13 @@ def open_set(data: bytes, name: str, set_name: SetName, names: ShardNames) -> Se
                 "what its name says"
             )
         _check_head(head, name)
-    return SetFacts(signed=_sign(segment, epoch, name), set=set_name, head=head, pages=pages)
+    return SetFacts(
+        signed=_sign(segment, epoch, name),
+        set=set_name,
+        head=head,
+        pages=pages,
+        proofs=tuple(segment.certificates),
+    )
 
 
 def open_tip(data: bytes, names: ShardNames) -> TipFacts:
@@ -173,7 +186,12 @@ def open_tip(data: bytes, names: ShardNames) -> TipFacts:
         head = segment.records[1]
         assert isinstance(head, Head), "the decoder of segments knows this role"
         _check_head(head, name)
-    return TipFacts(signed=_sign(segment, epoch, name), lineage=epoch.lineage, head=head)
+    return TipFacts(
+        signed=_sign(segment, epoch, name),
+        lineage=epoch.lineage,
+        head=head,
+        proofs=tuple(segment.certificates),
+    )
 
 
 def sign_of(segment: Segment, name: str) -> Signed:
@@ -185,6 +203,8 @@ def sign_of(segment: Segment, name: str) -> Signed:
 def make_log_facts(segment: Segment, name: str, log: LogName) -> LogFacts:
     """Return the facts of a log object that `open_log` returned."""
     heads = [frame.head for frame in segment.frames]
+    configs = tuple(frame for frame in segment.frames if frame.head.kind is Kind.CONFIG)
+    hashes = {frame.head.hash for frame in configs}
     return LogFacts(
         signed=sign_of(segment, name),
         log=log,
@@ -192,7 +212,9 @@ def make_log_facts(segment: Segment, name: str, log: LogName) -> LogFacts:
         timestamps_ns=array("q", [head.timestamp_ns for head in heads]),
         epochs=array("Q", [head.epoch for head in heads]),
         flags=bytes(head.flags for head in heads),
-        configs=tuple(frame for frame in segment.frames if frame.head.kind is Kind.CONFIG),
+        configs=configs,
+        proofs=tuple(proof for proof in segment.certificates if proof.hash in hashes),
+        certified_to=max((proof.height for proof in segment.certificates), default=0),
     )
 
 

@@ -21,7 +21,7 @@ Everything is cancelled promptly, except that a decoder at work is waited for: w
 not appear after the caller has cleaned up.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -131,6 +131,8 @@ class Fetcher:
         self._in_flight_bytes_max = in_flight_bytes_max
         self._decoders = trio.CapacityLimiter(decoders_max)
         self._retry_seconds = retry_seconds
+        self.requests = 0
+        self.bytes_read = 0
 
     async def get(self, name: str) -> bytes:
         """Return the object ``name``.
@@ -138,16 +140,30 @@ class Fetcher:
         Raises `UnavailableError` when the store did not answer for `RETRY_SECONDS`, and at once
         what trying again cannot mend: `StoreNotFound`, `StoreRefused`.
         """
+        return await self._tried(lambda: self._store.get_data(name))
+
+    async def get_range(self, name: str, start: int, length: int) -> bytes:
+        """Return ``length`` bytes of the object ``name`` from ``start``; fewer at its end.
+
+        Raises what `get` raises.
+        """
+        return await self._tried(lambda: self._store.get_range(name, start, length))
+
+    async def _tried(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
         backoff = Backoff(max_seconds=PAUSE_SECONDS_MAX)
         deadline = trio.current_time() + self._retry_seconds
         while True:
             try:
-                return await self._store.get_data(name)
+                data = await read()
             except UnavailableError:
                 pause_seconds = backoff.next_seconds()
                 if trio.current_time() + pause_seconds > deadline:
                     raise
                 await trio.sleep(pause_seconds)
+            else:
+                self.requests += 1
+                self.bytes_read += len(data)
+                return data
 
     @asynccontextmanager
     async def stream(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from basenet.archive.fetch import Fetcher
 from basenet.archive.names import ShardNames
 from basenet.archive.port import StoreNotFound
+from basenet.errors import EncryptionCorrupt
 from basenet.units import PublicKeyBytes
 
 OnProgress = Callable[[int, int], None]
@@ -79,9 +80,11 @@ class Inspection:
         self.report(name, "it was listed and is gone")
 
     async def get(self, name: str) -> bytes | None:
-        """Return an object, or None after reporting that it is gone."""
+        """Return an object, or None after reporting that it is gone, or cannot be decrypted."""
         try:
             return await self.fetcher.get(name)
         except StoreNotFound:
             self.report_lost(name)
-            return None
+        except EncryptionCorrupt as error:
+            self.report(name, str(error))
+        return None

@@ -30,6 +30,7 @@ from basenet.archive.facts import (
     sign_of,
 )
 from basenet.archive.fetch import Request, Stream
+from basenet.archive.finality import check_head
 from basenet.archive.findings import Inspection
 from basenet.archive.names import LOG_FOLDER_SEQS
 from basenet.archive.port import StoreNotFound
@@ -95,6 +96,7 @@ class LineageInspector:
         await self._walk_spans(stretch.spans)
         while self._sets:
             await self._pass_set(*self._sets.popleft())
+        self._walk.end()
         self._walk.stop_range()
         self._note_orphans()
         self._note_unreferenced()
@@ -176,14 +178,16 @@ class LineageInspector:
 
     async def _walk_span(self, span: Span, segment: Segment) -> None:
         frames = segment.frames[span.first - segment.start_seq :][: span.last - span.first + 1]
-        name, before = span.item.name, self._walk.standing
+        name, before, proofs = span.item.name, self._walk.standing, segment.certificates
         while self._sets and self._sets[0][0].set.to_seq <= span.last:
             item, facts = self._sets.popleft()
             count = max(item.set.to_seq - frames[0].head.seq + 1, 0) if frames else 0
-            await trio.to_thread.run_sync(self._walk.take, frames[:count], name)
+            await trio.to_thread.run_sync(self._walk.take, frames[:count], name, proofs)
             frames = frames[count:]
             await self._check_set(item, facts)
-        await trio.to_thread.run_sync(self._walk.take, frames, name)
+        await trio.to_thread.run_sync(self._walk.take, frames, name, proofs)
+        later = [frame.head for frame in segment.frames[span.first - segment.start_seq :]]
+        self._walk.prove(later, span.last, proofs, name)
         self._walk.check_object(sign_of(segment, name), before)
         for record in segment.records:
             if isinstance(record, TreeRecord) and span.last == segment.end_seq:
@@ -242,6 +246,7 @@ class LineageInspector:
         try:
             check_signer(self._walk.standing, facts.signed)
             check_set_author(self._walk.standing, facts)
+            check_head(self._walk.standing, facts.head, facts.proofs, item.name)
             self._check_place(facts)
         except CorruptionError as error:
             self._inspection.report(item.name, str(error))

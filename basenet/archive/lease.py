@@ -15,6 +15,10 @@ was written more than a TTL ago. The ``expires`` in it is for people. Each takin
 is archive epoch + 1. So is our own: a copied data directory has our key and our journal id, and
 with one epoch for both the frames of the two could not be told apart.
 
+*Among peers* (Q17, quasar). Only final frames are archived, with what proves them, so two archivers
+can only write equal ones, and the lease is economy. The established leader takes it at once from a
+holder of the same lineage in an earlier (epoch, view).
+
 *What was decided must still hold.* The daemon looks at the archive once, at its start, to decide
 how its journal continues it (`lineage`), while the lease is taken with the first write. So
 `observe` remembers the lease of that moment, and a lease that has changed since is not taken: the
@@ -75,6 +79,13 @@ class Holder:
     lineage: Lineage
     epoch: int = 1
     view: int = 0
+    is_established: bool = False
+    """Whether a quorum follows it in (epoch, view): it takes over from earlier ones at once."""
+
+    def follows(self, body: "LeaseBody") -> bool:
+        """Return whether ``body`` is of an earlier view of the same lineage."""
+        is_same = body.lineage == self.lineage.hex()
+        return is_same and (self.epoch, self.view) > (body.epoch, body.view)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +250,8 @@ class Lease:
                 await trio.sleep(min(POLL_SECONDS, self._rest_seconds(seen) + 0.001))
                 now = await read_lease(self._store, self._names)
                 if now is None or now.token != seen.token:
-                    if now and not (now.body.is_released or self._is_ours(now.body)):
+                    is_free = now is None or now.body.is_released or self._is_ours(now.body)
+                    if now and not (is_free or self._holder.is_established):
                         raise self._held_by(now.body)
                     self._observed = now
         finally:
@@ -254,6 +266,8 @@ class Lease:
 
     def _is_free(self, seen: SeenLease) -> bool:
         if seen.body.is_released or seen.body.is_of(self._holder):
+            return True
+        if self._holder.is_established and self._holder.follows(seen.body):
             return True
         if self._rest_seconds(seen) == 0:
             return True

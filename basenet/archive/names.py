@@ -10,7 +10,8 @@
     <svc>/<shard>/<lineage hex>/part/<SHA-256 of its bytes, hex>.pg
 
 All are below the prefix in the archive's URL. ``nanos`` is the timestamp of the first frame, so
-the same content has the same name. The log of the system that basenet follows,
+the same content has the same name. In an encrypted archive a part's name is 32 random digits, and
+whoever sees names learns nothing of the content. The log of the system that basenet follows,
 ``<svc>/<shard>/<start/1_000_000 %016d>/<start %020d>-<nanos %020d>.lbn``, is still recognised.
 """
 

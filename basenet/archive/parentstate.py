@@ -17,6 +17,7 @@ import trio
 
 from basenet.archive.facts import naming, open_log, sign_of
 from basenet.archive.fetch import Fetcher, Request
+from basenet.archive.finality import Finality
 from basenet.archive.plan import Base, Plan, enter_lineage, is_born_empty
 from basenet.archive.replay import check_descent, check_tip_trust
 from basenet.archive.stretch import Span
@@ -24,6 +25,7 @@ from basenet.archive.survey import Survey
 from basenet.archive.trust import Standing, change, check_author, check_signer
 from basenet.errors import ChainBroken
 from basenet.units import GROUP_PAGES, HASH_BYTES, ZERO_HASH, Lineage, StateRoot, lock_page
+from basenet.wire.certificate import Certificate
 from basenet.wire.frame import Frame, Head, Kind, check_link
 from basenet.wire.merkle import group_count, group_hash, leaf_hash, root_of_groups
 from basenet.wire.pageset import check_groups, decode_index
@@ -134,6 +136,7 @@ class _Replay:
         self._leaves = _Leaves(page_size, self._base_pages)
         self._geneses = {reach.lineage: reach.genesis for reach in plan.line}
         self.standing = plan.standing
+        self._finality = Finality()
         if self._head is not None:
             self._check_tip(self._head)
 
@@ -144,22 +147,26 @@ class _Replay:
         with naming(name):
             before = self.standing
             for frame in frames:
-                self._follow(frame, span.item.log.lineage, name)
+                self._follow(frame, span.item.log.lineage, name, segment.certificates)
                 self._check_tip(frame.head)
                 if frame.head.kind is Kind.COMMIT:
                     self._leaves.apply(decode_commit(frame.payload))
+            later = [frame.head for frame in segment.frames[span.first - segment.start_seq :]]
+            self._finality.take(self.standing, later, span.last, segment.certificates, name)
             if not frames[-1].head.is_signed_by_author():
                 raise ChainBroken(f"frame {span.last} is not signed by its author")
             if not before.accepts(segment.public):
                 check_signer(self.standing, sign_of(segment, name))
 
-    def _follow(self, frame: Frame, lineage: Lineage, name: str) -> None:
+    def _follow(
+        self, frame: Frame, lineage: Lineage, name: str, proofs: Sequence[Certificate]
+    ) -> None:
         if lineage != self._lineage or self._head is None:
             self._enter(frame, lineage, name)
         else:
             check_link(self._head, frame.head)
             if frame.head.kind is Kind.CONFIG:
-                self.standing = change(self.standing, frame, lineage, name)
+                self.standing = change(self.standing, frame, lineage, name, proofs)
             else:
                 check_author(self.standing, frame.head, name)
         self._head = frame.head
@@ -172,6 +179,7 @@ class _Replay:
             check_descent(self._head, self._lineage, genesis)
         elif genesis.config.parent is not None or not is_born_empty(genesis):
             raise ChainBroken(f"genesis {frame.head.seq} needs a state that nothing gives")
+        self._finality.require()
         self.standing = enter_lineage(self.standing, genesis, name, self._plan.wish.lineage)
         self._lineage = lineage
 
@@ -184,6 +192,7 @@ class _Replay:
     def finish(self) -> ParentState:
         """Return the state at the target, after proving it as far as it is known."""
         assert self._head is not None, "a plan begins with a page set or a genesis"
+        self._finality.require()
         if (self._head.seq, self._head.hash) != (self._plan.target.seq, self._plan.target.hash):
             raise ChainBroken(f"the log of {self._head.shard} ends elsewhere than was planned")
         if self._plan.tip is not None:

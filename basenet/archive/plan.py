@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 
 from basenet.archive.catalog import Catalog, LogItem, SetItem
 from basenet.archive.facts import LogFacts, SetFacts, TipFacts
+from basenet.archive.finality import check_head
 from basenet.archive.lineage import Reach, find_leaf, make_line
 from basenet.archive.names import ShardNames
 from basenet.archive.port import Entry
@@ -50,6 +51,7 @@ from basenet.errors import (
 from basenet.keys.trust import get_fingerprint
 from basenet.units import ZERO_HASH, FrameHash, Lineage, PublicKeyBytes, Seq, TimestampNs
 from basenet.wire.frame import Head, genesis_prev_hash
+from basenet.wire.frame import Kind as FrameKind
 from basenet.wire.merkle import state_root
 
 _SEQ_BEYOND_ALL = Seq(2**64)
@@ -175,7 +177,7 @@ def find_genesis(facts: LogFacts) -> Genesis | None:
         return None
     if first.head.prev_hash != genesis_prev_hash(first.payload):
         return None
-    return read_genesis(first, facts.log.lineage, facts.signed.name)
+    return read_genesis(first, facts.log.lineage, facts.signed.name, facts.proofs)
 
 
 def is_born_empty(genesis: Genesis) -> bool:
@@ -527,12 +529,15 @@ class _Planner:
             standing = self._enter(standing, reach)
             if reach.lineage == base.item.set.lineage:
                 head = base.facts.head
-                standing = self._find_change(standing, reach, head.seq, head.epoch)
+                # A CONFIG is of the epoch that it ends.
+                epoch = None if head.kind is FrameKind.CONFIG else head.epoch
+                standing = self._find_change(standing, reach, head.seq, epoch)
                 break
             if reach.last is not None:
                 standing = self._find_change(standing, reach, reach.last, None)
         check_signer(standing, base.facts.signed)
         check_set_author(standing, base.facts)
+        check_head(standing, base.facts.head, base.facts.proofs, base.item.name)
         return standing
 
     def _enter(self, standing: Standing, reach: Reach) -> Standing:
@@ -555,18 +560,22 @@ class _Planner:
             covering = self._resolve(reach, seq, seq).spans
             if not covering:
                 return standing
-            epoch = self._facts_of([covering[0].item])[0].epoch(seq)
+            found = self._facts_of([covering[0].item])[0]
+            is_config = any(frame.head.seq == seq for frame in found.configs)
+            epoch = None if is_config else found.epoch(seq)
         if epoch == reach.genesis.head.epoch:
             return standing
         spans = self._resolve(reach, reach.first, seq).spans
         for span, facts in zip(spans, self._facts_of([s.item for s in spans]), strict=True):
             for frame in facts.configs:
                 if span.first <= frame.head.seq <= span.last and frame.head.seq != reach.first:
-                    standing = change(standing, frame, reach.lineage, span.item.name)
+                    name = span.item.name
+                    standing = change(standing, frame, reach.lineage, name, facts.proofs)
         if find_gap(spans, reach.first, seq) is None:
             return standing
-        # A CONFIG may have been among what retention deleted: then only belief decides.
-        return replace(standing, voters=None)
+        # A CONFIG may have been among what retention deleted: then only belief decides. Where
+        # certificates do, they tell of which epoch they are.
+        return standing if standing.is_certified else replace(standing, voters=None)
 
     # What people should know.
 

@@ -104,6 +104,9 @@ class Store(ABC):
     is_conditional: bool = True
     """Whether the store itself keeps conditions. False: two writers are not excluded (Q18)."""
 
+    hides_content: bool = False
+    """Whether it encrypts what is written: then names must not tell anything of it either."""
+
     @property
     @abstractmethod
     def url(self) -> str:
@@ -136,6 +139,20 @@ class Store(ABC):
     async def get_data(self, name: str) -> bytes:
         """Return the object's bytes alone, which for some stores costs less than `get`."""
         return (await self.get(name)).data
+
+    async def get_token(self, name: str) -> Token:
+        """Return the token of an object whose content does not matter, and may be damaged."""
+        return (await self.get(name)).token
+
+    async def check_writable(self, lineage: str) -> None:  # noqa: B027  (most have nothing to say)
+        """Raise `StoreRefused` if what lies below ``lineage`` is not to be continued through this.
+
+        A store in clear continues everything: what it could not, it cannot read.
+        """
+
+    async def is_for_all(self, name: str) -> bool:  # noqa: ARG002  (a store in clear is)
+        """Return whether everybody can read the object who can read what is written now."""
+        return True
 
     @abstractmethod
     async def get_range(self, name: str, start: int, length: int) -> bytes:

@@ -151,8 +151,8 @@ class Pruner:
         sets: dict[str, SetFacts] = {}
         for reach in line:
             for item in catalog.items(reach.lineage).sets:
-                data = await self._fetcher.get(item.name)
                 try:
+                    data = await self._fetcher.get(item.name)
                     facts = open_set(data, item.name, item.set, self._names)
                 except CorruptionError:
                     continue
@@ -166,7 +166,7 @@ class Pruner:
         for entry in strays:
             try:
                 found = await self._store.get(entry.name)
-            except StoreNotFound:
+            except (StoreNotFound, CorruptionError):
                 continue
             if found.modified_ns is not None:
                 now_ns = found.server_now_ns or self._clock.wall_ns()
@@ -197,8 +197,8 @@ class Pruner:
         return frozenset(kept)
 
     async def _read_log(self, item: LogItem) -> LogFacts | None:
-        data = await self._fetcher.get(item.name)
         try:
+            data = await self._fetcher.get(item.name)
             segment = open_log(data, item.name, item.log, self._names)
             return make_log_facts(segment, item.name, item.log)
         except CorruptionError:

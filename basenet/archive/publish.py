@@ -21,6 +21,7 @@ has just found.
 """
 
 import hashlib
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -37,8 +38,9 @@ from basenet.archive.patience import LEASE_SECONDS, in_time, seconds_for
 from basenet.archive.port import Store, StoreConflict, StoreNotFound
 from basenet.archive.seal import Seal, TwoHistories
 from basenet.errors import CorruptionError, UnavailableError, UsageError
-from basenet.units import MIB, ZERO_HASH, Seq, StateRoot, TimestampNs, part_groups
-from basenet.wire.frame import encode_head
+from basenet.units import HASH_BYTES, MIB, ZERO_HASH, Seq, StateRoot, TimestampNs, part_groups
+from basenet.wire.certificate import Certificate, encode_certificate
+from basenet.wire.frame import Head, encode_head
 from basenet.wire.pageset import (
     SNAPSHOT_LEVEL,
     IndexRow,
@@ -58,6 +60,7 @@ RETRY_DEADLINE_SECONDS: Final = 300.0
 
 _Result = TypeVar("_Result")
 BeforeManifest = Callable[[Seq], Awaitable[None]]
+Prove = Callable[[Head], Awaitable[Certificate | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +129,9 @@ async def read_newest_set(
         if not isinstance(parsed, SetName):
             continue
         try:
+            # A snapshot must not lean on parts that a recipient of today cannot read.
+            if not await store.is_for_all(name):
+                continue
             facts = open_set(await store.get_data(name), name, parsed, seal.names)
             if facts.signed.signer in trusted:
                 return StoredSet(
@@ -172,8 +178,13 @@ class Publisher:
         lease: Lease,
         trusted: AbstractSet[bytes],
         retry_deadline_seconds: float = RETRY_DEADLINE_SECONDS,
+        prove: Prove | None = None,
     ) -> None:
-        """``trusted``: the keys of whose snapshots parts are shared."""
+        """``trusted``: the keys of whose snapshots parts are shared.
+
+        ``prove``: returns what proves a head final; None where one voter always decides.
+        """
+        self._prove = prove
         self._store = store
         self._seal = seal
         self._lease = lease
@@ -263,7 +274,10 @@ class Publisher:
             first_group=groups.start,
             stored_len=len(data),
             node_hash=node_hash,
-            name=hashlib.sha256(data).digest(),
+            # A hash would tell who guesses the pages that he guessed right.
+            name=secrets.token_bytes(HASH_BYTES // 2)
+            if self._store.hides_content
+            else hashlib.sha256(data).digest(),
         )
         name = self._seal.names.part(PartName(lineage=self._seal.lineage, name=part.name))
         sizes = draft.sizes[groups.start : groups.stop]
@@ -301,10 +315,11 @@ class Publisher:
         )
         if before_manifest is not None:
             await before_manifest(draft.head.seq)
+        proof = await self._prove(draft.head) if self._prove is not None else None
         if not is_inline:
             # Late: an index without a manifest looks as if somebody had deleted the manifest.
             await self._put_index(self._seal.names.page_set(_index_name(name)), index, draft, name)
-        await self._put_manifest(draft, name, pages)
+        await self._put_manifest(draft, name, pages, proof)
         return Published(
             name=self._seal.names.page_set(name),
             seq=draft.head.seq,
@@ -328,7 +343,9 @@ class Publisher:
             await self._tried(lambda: self._store.delete(index_name), 0)
             await self._put(index_name, index)
 
-    async def _put_manifest(self, draft: Draft, name: SetName, pages: PageSet) -> None:
+    async def _put_manifest(
+        self, draft: Draft, name: SetName, pages: PageSet, proof: Certificate | None
+    ) -> None:
         object_name = self._seal.names.page_set(name)
 
         def encode(archive_epoch: int) -> bytes:
@@ -339,6 +356,7 @@ class Publisher:
                 records=(
                     self._seal.epoch_record(archive_epoch, Role.PAGE_SET),
                     encode_head(draft.head),
+                    *([] if proof is None else [encode_certificate(proof)]),
                     encode_pageset(pages),
                 ),
                 signer=self._seal.signer,

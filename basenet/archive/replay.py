@@ -3,7 +3,8 @@
 Theory of operation
 ===================
 
-A `Replay` holds the draft, the leaf hash of every page (32 bytes each) and the last frame. Nothing
+A `Follower` proves frames and hands their pages on; a `Replay` is the one that writes a database.
+It holds the draft, the leaf hash of every page (32 bytes each) and the last frame. Nothing
 is used before it is proven, and the proofs build on one another:
 
 * The *page set* proves itself (`basenet.archive.setreader`).
@@ -23,9 +24,10 @@ Bytes 18 and 19 of page 1 are written as 2 (WAL), as they stand in a checkpointe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from basenet.archive.facts import Signed, naming, sign_of
+from basenet.archive.finality import Finality
 from basenet.archive.pagebuffer import PageBuffer
 from basenet.archive.place import Draft
 from basenet.archive.plan import Base, Plan, enter_lineage, is_born_empty
@@ -35,6 +37,7 @@ from basenet.archive.trust import Genesis, Standing, change, check_author, check
 from basenet.errors import ChainBroken, UntrustedKey
 from basenet.keys.trust import get_fingerprint
 from basenet.units import HASH_BYTES, MIB, ZERO_HASH, Lineage
+from basenet.wire.certificate import Certificate
 from basenet.wire.chain import CommitRules
 from basenet.wire.frame import Flag, Frame, Head, Kind, check_link
 from basenet.wire.merkle import parents, root_of_groups
@@ -53,63 +56,53 @@ class _Touch:
     pgnos: list[int]
 
 
-class Replay:
-    """A database while it is being rebuilt. Every method blocks; `write_part` alone is reentrant.
+class Pages(Protocol):
+    """Where the pages of a history go: a `PageBuffer` for a file, or what a query looks into."""
 
-    Raises `CorruptionError` that names the object, and `UnavailableError` when the disk refuses.
+    page_size: int
+
+    def reset(self, page_size: int) -> None:
+        """Begin anew with a database of no pages."""
+        ...
+
+    def resize(self, lowest: int, db_pages: int) -> None:
+        """Forget the pages beyond ``lowest``, then make room for ``db_pages``."""
+        ...
+
+    def put(self, pgnos: Sequence[int], pages: bytes | memoryview, wanted: Sequence[int]) -> None:
+        """Take the pages at the places ``wanted`` (ascending) of ``pgnos`` and ``pages``."""
+        ...
+
+
+class Follower:
+    """Proves the frames after the base, one log object after another, and hands on their pages.
+
+    Every method blocks. Raises `CorruptionError` that names the object.
     """
 
-    def __init__(self, plan: Plan, draft: Draft) -> None:
-        """Start from nothing; the draft is empty."""
+    def __init__(self, plan: Plan, pages: Pages) -> None:
+        """Stand before the first frame; ``pages`` holds none yet."""
         self._plan = plan
-        self._draft = draft
         self._geneses = {reach.lineage: reach.genesis for reach in plan.line}
         self._standing = plan.standing
         self._lineage: Lineage | None = None
         self._head: Head | None = None
-        self._pages = PageBuffer(draft, 0, bytearray())
+        self._taker = pages
         self._rules = CommitRules(0, 0)
+        self._finality = Finality()
 
     @property
     def head(self) -> Head:
-        """The last frame that was replayed."""
+        """The last frame that was followed."""
         assert self._head is not None, "a plan begins with a page set or a genesis"
         return self._head
 
-    @property
-    def size_bytes(self) -> int:
-        """How large the database is now."""
-        return self._pages.db_pages * self._pages.page_size
-
-    def begin_base(self, base: Base, reader: SetReader) -> None:
-        """Start from the page set ``base``, and make room for its pages."""
+    def begin_at(self, base: Base, pages: Pages) -> None:
+        """Stand at the page set ``base``, which proves itself; ``pages`` is its state."""
         self._lineage, self._head = base.item.set.lineage, base.facts.head
-        leaves = bytearray(reader.pages.db_pages * HASH_BYTES)
-        self._pages = PageBuffer(self._draft, reader.pages.page_size, leaves)
-        self._rules = CommitRules(reader.pages.page_size, reader.pages.db_pages)
-        self._draft.resize(self.size_bytes)
+        self._taker = pages
+        self._rules = CommitRules(base.facts.pages.page_size, base.facts.pages.db_pages)
         self._check_tip(base.facts.head, base.item.name)
-
-    def write_part(
-        self, reader: SetReader, number: int, data: bytes | memoryview, name: str
-    ) -> int:
-        """Verify part ``number`` of the base, write its pages, and return how many bytes."""
-        waiting: list[bytes] = []
-        offset = size = 0
-        leaves, page_size = self._pages.leaves, self._pages.page_size
-        for block in reader.read_part(number, data, name):
-            first = block.first_pgno - 1
-            leaves[first * HASH_BYTES : first * HASH_BYTES + len(block.leaves)] = block.leaves
-            if not waiting:
-                offset, size = first * page_size, 0
-            waiting.append(block.pages)
-            size += len(block.pages)
-            if size >= WRITE_BYTES:
-                self._draft.write_all(offset, waiting)
-                waiting = []
-        if waiting:
-            self._draft.write_all(offset, waiting)
-        return len(data)
 
     def apply(self, span: Span, segment: Segment) -> None:
         """Prove the frames of ``span`` and write their pages; ``segment`` is its opened object."""
@@ -118,7 +111,9 @@ class Replay:
         with naming(name):
             before = self._standing
             for frame in frames:
-                self._follow(frame, span.item.log.lineage, name)
+                self._follow(frame, span.item.log.lineage, name, segment.certificates)
+            later = [frame.head for frame in segment.frames[span.first - segment.start_seq :]]
+            self._finality.take(self._standing, later, span.last, segment.certificates, name)
             if not self.head.is_signed_by_author():
                 raise ChainBroken(f"frame {self.head.seq} is not signed by its author")
             if not before.accepts(segment.public):
@@ -130,7 +125,9 @@ class Replay:
 
     # The chain.
 
-    def _follow(self, frame: Frame, lineage: Lineage, name: str) -> None:
+    def _follow(
+        self, frame: Frame, lineage: Lineage, name: str, proofs: Sequence[Certificate]
+    ) -> None:
         """Take ``frame`` as the next one, or raise."""
         head = frame.head
         if lineage != self._lineage:
@@ -138,7 +135,7 @@ class Replay:
         else:
             check_link(self.head, head)
             if head.kind is Kind.CONFIG:
-                self._standing = change(self._standing, frame, lineage, name)
+                self._standing = change(self._standing, frame, lineage, name, proofs)
             elif not self._standing.accepts(head.author):
                 check_author(self._standing, head, name)
         self._head = head
@@ -151,11 +148,12 @@ class Replay:
         if self._head is None:
             if genesis.config.parent is not None or not is_born_empty(genesis):
                 raise ChainBroken(f"genesis {frame.head.seq} needs a state that nothing gives")
-            self._pages.page_size = genesis.config.page_size
+            self._taker.page_size = genesis.config.page_size
             self._rules = CommitRules(genesis.config.page_size, 0)
         else:
             assert self._lineage is not None, "every frame has a lineage"
             check_descent(self._head, self._lineage, genesis)
+        self._finality.require()
         self._standing = enter_lineage(self._standing, genesis, name, self._plan.wish.lineage)
         self._lineage = lineage
 
@@ -178,7 +176,7 @@ class Replay:
         if not touches:
             return
         end = touches[-1].db_pages
-        self._pages.resize(min(touch.db_pages for touch in touches), end)
+        self._taker.resize(min(touch.db_pages for touch in touches), end)
         done: set[int] = set()
         for touch in reversed(touches):
             wanted = [
@@ -186,7 +184,7 @@ class Replay:
             ]
             if wanted:
                 commit = decode_commit(touch.frame.payload)
-                self._pages.put(touch.pgnos, commit.pages, wanted)
+                self._taker.put(touch.pgnos, commit.pages, wanted)
                 done.update(touch.pgnos)
             end = min(end, touch.db_pages)
 
@@ -199,21 +197,75 @@ class Replay:
                 continue
             summary = decode_commit_summary(frame.payload)
             self._rules.accept_commit(frame.head, summary)
-            if summary.page_size != self._pages.page_size:
+            if summary.page_size != self._taker.page_size:
                 # It carries every page (that is a rule), so nothing from before is left.
                 touches = []
-                self._pages.reset(summary.page_size)
+                self._taker.reset(summary.page_size)
             touches.append(_Touch(frame, summary.db_pages, summary.pgnos.tolist()))
         return touches
 
-    def finish(self) -> None:
-        """Prove that the result is the state of the target frame, and cut the draft to its size."""
+    def check_end(self) -> None:
+        """Raise `ChainBroken` unless the last frame is the planned one; judge the TIP's keys."""
         target, head = self._plan.target, self.head
+        self._finality.require()
         if (head.seq, head.hash) != (target.seq, target.hash):
             raise ChainBroken(
                 f"the replay ended at frame {head.seq}, {head.hash.hex()}, and not at the planned "
                 f"{target.seq}, {target.hash.hex()}"
             )
+        if self._plan.tip is not None:
+            check_tip_trust(self._standing, self._plan.tip.signed, self._plan.tip.head)
+
+
+class Replay(Follower):
+    """A database while it is being rebuilt. Every method blocks; `write_part` alone is reentrant.
+
+    Raises `CorruptionError` that names the object, and `UnavailableError` when the disk refuses.
+    """
+
+    def __init__(self, plan: Plan, draft: Draft) -> None:
+        """Start from nothing; the draft is empty."""
+        self._draft = draft
+        self._pages = PageBuffer(draft, 0, bytearray())
+        super().__init__(plan, self._pages)
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the database is now."""
+        return self._pages.db_pages * self._pages.page_size
+
+    def begin_base(self, base: Base, reader: SetReader) -> None:
+        """Start from the page set ``base``, and make room for its pages."""
+        leaves = bytearray(reader.pages.db_pages * HASH_BYTES)
+        self._pages = PageBuffer(self._draft, reader.pages.page_size, leaves)
+        self.begin_at(base, self._pages)
+        self._draft.resize(self.size_bytes)
+
+    def write_part(
+        self, reader: SetReader, number: int, data: bytes | memoryview, name: str
+    ) -> int:
+        """Verify part ``number`` of the base, write its pages, and return how many bytes."""
+        waiting: list[bytes] = []
+        offset = size = 0
+        leaves, page_size = self._pages.leaves, self._pages.page_size
+        for block in reader.read_part(number, data, name):
+            first = block.first_pgno - 1
+            leaves[first * HASH_BYTES : first * HASH_BYTES + len(block.leaves)] = block.leaves
+            if not waiting:
+                offset, size = first * page_size, 0
+            waiting.append(block.pages)
+            size += len(block.pages)
+            if size >= WRITE_BYTES:
+                self._draft.write_all(offset, waiting)
+                waiting = []
+        if waiting:
+            self._draft.write_all(offset, waiting)
+        return len(data)
+
+    def finish(self) -> None:
+        """Prove that the result is the state of the target frame, and cut the draft to its size."""
+        self.check_end()
+        head = self.head
         self._pages.flush()
         leaves, page_size = self._pages.leaves, self._pages.page_size
         if (hole := leaves.find(ZERO_HASH)) >= 0:
@@ -227,8 +279,6 @@ class Replay:
                 f"the pages that were replayed do not give the state root of frame {head.seq}, so "
                 "at least one of them is missing or stale; run `basenet verify` on the archive"
             )
-        if self._plan.tip is not None:
-            check_tip_trust(self._standing, self._plan.tip.signed, self._plan.tip.head)
         self._draft.resize(self.size_bytes)
 
 

@@ -11,13 +11,15 @@ from basenet.archive.backlog import Batch
 from basenet.archive.names import LogName, ShardNames
 from basenet.errors import ConflictError, CorruptionError
 from basenet.units import Lineage, Seq, TimestampNs
-from basenet.wire.frame import Flag, Frame, Head, decode_frame
+from basenet.wire.certificate import encode_certificate
+from basenet.wire.frame import Flag, Frame, Head, decode_frame, decode_head_of
 from basenet.wire.segment import (
     EpochRecord,
     Role,
     decode_segment,
     encode_epoch,
     encode_segment,
+    pack_frames,
     service_hash,
 )
 from basenet.wire.signature import Signer
@@ -70,48 +72,47 @@ def seal_log(batch: Batch, seal: Seal, archive_epoch: int) -> SealedLog:
     """
     first = _decode(batch, 0, seal)
     last = first if len(batch.frames) == 1 else _decode(batch, len(batch.frames) - 1, seal)
-    name = LogName(
-        lineage=seal.lineage, start=batch.start, end=batch.end, nanos=first.head.timestamp_ns
-    )
+    name = LogName(lineage=seal.lineage, start=batch.start, end=batch.end, nanos=first.timestamp_ns)
     data = encode_segment(
         shard=seal.names.shard,
         start_seq=batch.start,
         count=len(batch.frames),
-        records=(seal.epoch_record(archive_epoch, Role.LOG), *batch.frames),
+        records=(
+            seal.epoch_record(archive_epoch, Role.LOG),
+            *pack_frames(batch.frames),
+            *map(encode_certificate, batch.proofs),
+        ),
         signer=seal.signer,
     )
     return SealedLog(
         name=seal.names.log(name),
         data=data,
         archive_epoch=archive_epoch,
-        last_ns=last.head.timestamp_ns,
+        last_ns=last.timestamp_ns,
         tip=_last_whole(batch, last, seal),
     )
 
 
-def _last_whole(batch: Batch, last: Frame, seal: Seal) -> Head | None:
-    frame = last
+def _last_whole(batch: Batch, last: Head, seal: Seal) -> Head | None:
+    head = last
     for index in reversed(range(len(batch.frames))):
-        if not frame.head.flags & Flag.PARTIAL:
-            return frame.head
+        if not head.flags & Flag.PARTIAL:
+            return head
         if index:
-            frame = _decode(batch, index - 1, seal)
+            head = _decode(batch, index - 1, seal)
     return None
 
 
-def _decode(batch: Batch, index: int, seal: Seal) -> Frame:
-    frame = decode_frame(batch.frames[index])
+def _decode(batch: Batch, index: int, seal: Seal) -> Head:
+    """Return a frame's head; its payload is megabytes, and was hashed when it was made."""
+    head = decode_head_of(batch.frames[index])
     seq = batch.start + index
-    if (
-        not isinstance(frame, Frame)
-        or frame.head.shard != seal.names.shard
-        or frame.head.seq != seq
-    ):
+    if head.shard != seal.names.shard or head.seq != seq:
         raise CorruptionError(
             f"the journal gave another frame where frame {seq} of shard {seal.names.shard} was "
             "asked for: the journal is damaged"
         )
-    return frame
+    return head
 
 
 def check_same_frames(

@@ -10,13 +10,14 @@ is named by the SHA-256 of what is stored (a name of 32 bytes), and refused when
 part without a name of its own is named by the hash above its groups, and proven by its pages alone.
 """
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
 from basenet.archive.facts import SetFacts, naming
 from basenet.errors import PageSetCorrupt
-from basenet.units import GROUP_PAGES, HASH_BYTES
+from basenet.units import GROUP_PAGES, HASH_BYTES, part_groups
 from basenet.wire.pageset import (
     PageSet,
     check_groups,
@@ -49,11 +50,41 @@ class SetReader:
         with naming(index_name):
             self._rows = decode_index(data, facts.pages, index_name)
             check_groups(self._rows, facts.pages, index_name)
+        self._offsets = array("Q")
+        for number in range(len(facts.pages.parts)):
+            start = 0
+            for group in facts.pages.part_groups_of(number):
+                self._offsets.append(start)
+                start += self._rows[group].stored_size
 
     @property
     def pages(self) -> PageSet:
         """What the manifest says."""
         return self._pages
+
+    def locate(self, group: int) -> tuple[int, int, int]:
+        """Return where the block of ``group`` lies: part, first byte in it, and stored size."""
+        number = group // part_groups(self._pages.page_size)
+        return number, self._offsets[group], self._rows[group].stored_size
+
+    def group_hashes(self) -> bytearray:
+        """Return the hashes of all groups, end to end, which give the state root of the set."""
+        return bytearray().join(row.group_hash for row in self._rows)
+
+    def read_block(self, group: int, data: bytes | memoryview, name: str) -> Block:
+        """Return the block of ``group``, whose stored bytes are ``data``, of the object ``name``.
+
+        Raises `PageSetCorrupt`, which begins with ``name``.
+        """
+        with naming(name):
+            pages, leaves = decode_block(
+                data,
+                group=group,
+                page_size=self._pages.page_size,
+                db_pages=self._pages.db_pages,
+                expected=self._rows[group].group_hash,
+            )
+        return Block(first_pgno=group * GROUP_PAGES + 1, pages=pages, leaves=leaves)
 
     def inline_part(self, number: int) -> memoryview:
         """Return the bytes of part ``number`` of an inline set."""
@@ -70,16 +101,9 @@ class SetReader:
             self._check_part(number, data)
             start = 0
             for group in self._pages.part_groups_of(number):
-                row = self._rows[group]
-                pages, leaves = decode_block(
-                    memoryview(data)[start : start + row.stored_size],
-                    group=group,
-                    page_size=self._pages.page_size,
-                    db_pages=self._pages.db_pages,
-                    expected=row.group_hash,
-                )
-                start += row.stored_size
-                yield Block(first_pgno=group * GROUP_PAGES + 1, pages=pages, leaves=leaves)
+                size = self._rows[group].stored_size
+                yield self.read_block(group, memoryview(data)[start : start + size], name)
+                start += size
 
     def get_layout(self, number: int) -> bytes:
         """Return a hash of what the index says of part ``number``: the same for the same part."""

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from basenet.archive.directory import DirectoryStore
+from basenet.archive.encrypted import EncryptedStore
 from basenet.archive.gcs import open_gcs
+from basenet.archive.keyring import Keyring
 from basenet.archive.port import (
     Entry,
     Listing,
@@ -60,12 +62,15 @@ def open_store(
     environment: Mapping[str, str],
     limits: Limits | None = None,
     encryption: Encryption | None = None,
+    keyring: Keyring | None = None,
 ) -> Store:
     """Return the store that ``url`` names; the caller closes it with `Store.aclose`.
 
     ``environment`` gives the AWS and Google variables, and ``BASE_ARCHIVE_UNCONDITIONAL``.
-    ``encryption`` is for S3. Nothing is asked of the store yet. Raises `UsageError` when ``url``
-    is none of the three, or when the package that speaks to it is not installed.
+    ``encryption`` is for S3, by the server; ``keyring`` is for all stores, by us: without one, what
+    is encrypted is refused with the name of the variable. Nothing is asked of the store yet.
+    Raises `UsageError` when ``url`` is none of the three, or when the package that speaks to it is
+    not installed.
     """
     limits = limits or Limits()
     match = _SCHEME.match(url)
@@ -84,7 +89,9 @@ def open_store(
     else:
         raise UsageError(f"archive {_without_secrets(url)!r} is of no known kind: {_FORMS}")
     is_conditional = environment.get("BASE_ARCHIVE_UNCONDITIONAL", "0") in ("", "0")
-    return store if is_conditional else UnconditionalStore(store)
+    return EncryptedStore(
+        store if is_conditional else UnconditionalStore(store), keyring or Keyring()
+    )
 
 
 def _parse_path(url: str, rest: str) -> Path:

@@ -71,6 +71,7 @@ def resolve(items: Sequence[LogItem], facts: Mapping[str, LogFacts]) -> Stretch:
     fork = _find_fork(overlapping, facts) if overlapping else None
     if fork is None:
         return Stretch(spans=tuple(_lay([_whole(item) for item in items])))
+    _require_one_final(overlapping, facts)
     usable, orphans = _cut_by_epoch(items, facts, fork)
     if conflict := next(_find_differences(usable, facts), None):
         earlier, later, seq = conflict
@@ -80,6 +81,21 @@ def resolve(items: Sequence[LogItem], facts: Mapping[str, LogFacts]) -> Stretch:
             "object that is not yours"
         )
     return Stretch(spans=tuple(_lay(usable)), orphans=tuple(orphans))
+
+
+def _require_one_final(overlapping: Sequence[LogItem], facts: Mapping[str, LogFacts]) -> None:
+    """Raise `ConflictError` where different frames both have certificates: no epoch decides there.
+
+    Only a quorum that broke its word could make two; a certificate that is none is found out when
+    one of the two objects is taken away.
+    """
+    for one, two, seq in _find_differences([_whole(item) for item in overlapping], facts):
+        if min(facts[one.item.name].certified_to, facts[two.item.name].certified_to) >= seq:
+            raise ConflictError(
+                f"two final histories: {one.item.name} and {two.item.name} hold different frames "
+                f"at seq {seq}, both with certificates; keep both, and find out which of the "
+                "voters signed both"
+            )
 
 
 def find_gap(spans: Sequence[Span], first: int, last: int) -> tuple[Seq, Seq] | None:

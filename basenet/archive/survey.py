@@ -34,6 +34,11 @@ class Survey:
         self._kept: dict[str, Segment] = {}
         self._kept_bytes = 0
 
+    @property
+    def catalog(self) -> Catalog:
+        """What was listed."""
+        return self._catalog
+
     async def make_plan(self, wish: Wish, trusted: frozenset[PublicKeyBytes]) -> Plan:
         """Return the plan for ``wish``; raises what `basenet.archive.plan.make_plan` raises."""
         while True:

@@ -31,6 +31,7 @@ from basenet.archive.seal import Seal
 from basenet.errors import BasenetError, ConflictError, CorruptionError, UntrustedKey
 from basenet.keys.trust import get_fingerprint
 from basenet.units import Seq
+from basenet.wire.certificate import Certificate, encode_certificate
 from basenet.wire.frame import Flag, Head, encode_head
 from basenet.wire.segment import Role, encode_segment
 
@@ -66,14 +67,20 @@ async def read_tip(store: Store, names: ShardNames, trusted: AbstractSet[bytes])
     return Tip(facts=facts, token=found.token)
 
 
-def encode_tip(head: Head, seal: Seal, archive_epoch: int) -> bytes:
-    """Return the bytes of a TIP that stands at ``head``."""
+def encode_tip(
+    head: Head, seal: Seal, archive_epoch: int, proof: Certificate | None = None
+) -> bytes:
+    """Return the bytes of a TIP that stands at ``head``; ``proof``: what proves that final."""
     assert not head.flags & Flag.PARTIAL, "TIP never lies within a PARTIAL run"
     return encode_segment(
         shard=seal.names.shard,
         start_seq=head.seq,
         count=0,
-        records=(seal.epoch_record(archive_epoch, Role.TIP), encode_head(head)),
+        records=(
+            seal.epoch_record(archive_epoch, Role.TIP),
+            encode_head(head),
+            *([] if proof is None else [encode_certificate(proof)]),
+        ),
         signer=seal.signer,
     )
 
@@ -99,6 +106,7 @@ class TipWriter:
         self._interval_seconds = interval_seconds
         self._idle_seconds = idle_seconds
         self._head: Head | None = None
+        self._proof: Certificate | None = None
         self._token: Token | None = None
         self._knows_token = False
         self._offered = trio.Event()
@@ -113,9 +121,9 @@ class TipWriter:
         """Whether a frame was offered that TIP does not cover."""
         return self._head is not None and self._head.seq > self.written_seq
 
-    def offer(self, head: Head) -> None:
-        """Say that everything up to ``head`` is archived."""
-        self._head = head
+    def offer(self, head: Head, proof: Certificate | None = None) -> None:
+        """Say that everything up to ``head`` is archived; ``proof``: that it is final."""
+        self._head, self._proof = head, proof
         self._offered.set()
 
     async def run(self) -> None:
@@ -134,13 +142,13 @@ class TipWriter:
     async def write(self) -> bool:
         """Write TIP now if it is behind; return whether it covers all that was offered."""
         async with self._lock:
-            head = self._head
+            head, proof = self._head, self._proof
             if head is None or not self.is_behind:
                 return True
             self._written_at = trio.current_time()
             try:
                 with trio.fail_after(ATTEMPT_SECONDS_MAX):
-                    await self._write(head)
+                    await self._write(head, proof)
             except (BasenetError, trio.TooSlowError) as error:
                 # The log is what counts: it is not held up, and the next time tries again. What
                 # ends the archive (a lost lease) is found and raised by the uploader.
@@ -150,9 +158,9 @@ class TipWriter:
             self.written_seq = head.seq
             return not self.is_behind
 
-    async def _write(self, head: Head) -> None:
+    async def _write(self, head: Head, proof: Certificate | None) -> None:
         archive_epoch = await self._lease.ensure()
-        data = encode_tip(head, self._seal, archive_epoch)
+        data = encode_tip(head, self._seal, archive_epoch, proof)
         if not self._knows_token:
             await self._read_token(archive_epoch)
         self.puts += 1
@@ -170,7 +178,7 @@ class TipWriter:
             raise
         except CorruptionError:
             # A damaged TIP is of use to nobody, and we, who hold the lease, know the log's end.
-            self._token = (await self._store.get(self._seal.names.tip)).token
+            self._token = await self._store.get_token(self._seal.names.tip)
             self._knows_token = True
             return
         if tip is not None and tip.facts.signed.archive_epoch > archive_epoch:

@@ -18,19 +18,25 @@ CONFIGs and holds a `Standing`: the voters of the CONFIG in force, and the keys 
 Every frame's author, and every object's signer, must be a voter in force *and* believed. So a key
 that merely lies in the archive can do nothing, and one that was voted out can do nothing more.
 
-A history of one voter needs no certificates: the author's signature is the vote. A CONFIG that
-names more voters is refused here: this reader could not tell a final frame from a proposed one.
+Where several voters decide, certificates tell a final frame from a proposed one: the standing holds
+the *electors* of the epoch (`wire.finality`), and `archive.finality` judges frames by them. A
+genesis is consented to by all its voters, and a CONFIG made final by those before it: so whoever
+believes one of them believes the voters that they name. Who signed an *object* does not matter
+there: all that it holds is proven without him.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from basenet.archive.facts import SetFacts, Signed
+from basenet.archive.facts import SetFacts, Signed, naming
 from basenet.errors import ChainBroken, CorruptionError, UntrustedKey
 from basenet.keys.trust import get_fingerprint
-from basenet.units import Lineage, PublicKeyBytes
+from basenet.units import Epoch, Lineage, PublicKeyBytes
+from basenet.wire.certificate import Certificate
+from basenet.wire.finality import Electors, Succession, found, succeed
 from basenet.wire.frame import Frame, Head, Kind, genesis_prev_hash
 from basenet.wire.payload import ConfigPayload, decode_config
+from basenet.wire.tuples import Scope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +45,18 @@ class Standing:
 
     ``operator``: the keys that the operator trusts. ``believed``: those, and the ones that the line
     vouches for. ``voters``: of the CONFIG in force; None when that CONFIG is not in the archive,
-    and then only ``believed`` decides.
+    and then only ``believed`` decides. ``electors``: who makes frames final; None: not known.
     """
 
     operator: frozenset[PublicKeyBytes]
     believed: frozenset[PublicKeyBytes]
     voters: frozenset[PublicKeyBytes] | None = None
+    electors: Electors | None = None
+
+    @property
+    def is_certified(self) -> bool:
+        """Whether several voters decide, so that a frame counts by its certificate."""
+        return self.electors is not None and len(self.electors.config.voters) > 1
 
     def accepts(self, key: PublicKeyBytes) -> bool:
         """Return whether ``key`` may author and sign here."""
@@ -53,10 +65,11 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Genesis:
-    """The first frame of a lineage and the CONFIG in it."""
+    """The first frame of a lineage, the CONFIG in it, and the consent of its voters if several."""
 
     frame: Frame
     config: ConfigPayload
+    certificate: Certificate | None = None
 
     @property
     def head(self) -> Head:
@@ -70,10 +83,13 @@ def begin(trusted: Iterable[PublicKeyBytes]) -> Standing:
     return Standing(operator=keys, believed=keys)
 
 
-def read_genesis(frame: Frame, lineage: Lineage, name: str) -> Genesis:
+def read_genesis(
+    frame: Frame, lineage: Lineage, name: str, proofs: Sequence[Certificate] = ()
+) -> Genesis:
     """Return ``frame``, the first of ``lineage``, as its genesis; ``name`` is its object.
 
-    Raises `ChainBroken` if it is none, or not that of this lineage; whom it names is not judged.
+    ``proofs``: the certificates in that object, the consent among them; not verified here. Raises
+    `ChainBroken` if it is none, or not that of this lineage; whom it names is not judged.
     """
     head = frame.head
     if head.prev_hash != genesis_prev_hash(frame.payload):
@@ -87,10 +103,10 @@ def read_genesis(frame: Frame, lineage: Lineage, name: str) -> Genesis:
         )
     if config.is_forced and config.parent is None:
         raise ChainBroken(f"{name}: the genesis is FORCED but continues no lineage")
-    _check_voters(frame, config, name)
+    _check_signed(frame, name)
     if head.author not in {voter.key for voter in config.voters}:
         raise ChainBroken(f"{name}: the author of the genesis at seq {head.seq} is no voter in it")
-    return Genesis(frame=frame, config=config)
+    return Genesis(frame=frame, config=config, certificate=_find_proof(proofs, head))
 
 
 def enter(
@@ -113,39 +129,75 @@ def enter(
             f"{name}: {get_fingerprint(author)} begins lineage {config.lineage.hex()} without "
             "having been a voter of its parent, and without FORCED"
         )
-    return _follow(standing, believed, genesis.frame, config)
+    with naming(name):
+        electors = _found(genesis)
+    return _follow(standing, believed, genesis.frame, electors, genesis.certificate)
 
 
-def change(standing: Standing, frame: Frame, lineage: Lineage, name: str) -> Standing:
-    """Return the standing after the CONFIG ``frame``, which is not a genesis."""
+def change(
+    standing: Standing,
+    frame: Frame,
+    lineage: Lineage,
+    name: str,
+    proofs: Sequence[Certificate] = (),
+) -> Standing:
+    """Return the standing after the CONFIG ``frame``, which is not a genesis.
+
+    ``proofs``: the certificates in its object. Raises `ChainBroken` or `CertificateInvalid`.
+    """
     config = decode_config(frame.payload)
     if config.lineage != lineage or config.is_forced:
         raise ChainBroken(
             f"{name}: the CONFIG at seq {frame.head.seq} is FORCED, or of another lineage"
         )
-    _check_voters(frame, config, name)
+    _check_signed(frame, name)
     check_author(standing, frame.head, name)
-    return _follow(standing, standing.believed, frame, config)
+    proof = _find_proof(proofs, frame.head)
+    with naming(name):
+        electors = _succeed(standing.electors, frame, config, proof)
+    return _follow(standing, standing.believed, frame, electors, proof)
+
+
+def _found(genesis: Genesis) -> Electors:
+    head, config = genesis.head, genesis.config
+    if len(config.voters) > 1:
+        return found(head, config, genesis.certificate)
+    scope = Scope(config.lineage, head.shard)
+    return Electors(scope=scope, epoch=head.epoch, config=config, head=head)
+
+
+def _succeed(
+    electors: Electors | None, frame: Frame, config: ConfigPayload, proof: Certificate | None
+) -> Electors:
+    head = frame.head
+    if electors is not None and len(electors.config.voters) > 1:
+        return succeed(electors, Succession(head=head, config=config, certificate=proof))
+    scope = Scope(config.lineage, head.shard)
+    return Electors(scope=scope, epoch=Epoch(head.epoch + 1), config=config, head=head)
+
+
+def _find_proof(proofs: Sequence[Certificate], head: Head) -> Certificate | None:
+    return next((proof for proof in proofs if proof.hash == head.hash), None)
 
 
 def _follow(
-    standing: Standing, believed: frozenset[PublicKeyBytes], frame: Frame, config: ConfigPayload
+    standing: Standing,
+    believed: frozenset[PublicKeyBytes],
+    frame: Frame,
+    electors: Electors,
+    proof: Certificate | None,
 ) -> Standing:
-    voters = frozenset(voter.key for voter in config.voters)
-    if frame.head.author in believed:
+    voters = frozenset(voter.key for voter in electors.config.voters)
+    signers = {key for key, _ in proof.votes} if proof is not None else set()
+    if believed & (signers | {frame.head.author}):
         believed |= voters
-    return Standing(operator=standing.operator, believed=believed, voters=voters)
+    return Standing(operator=standing.operator, believed=believed, voters=voters, electors=electors)
 
 
-def _check_voters(frame: Frame, config: ConfigPayload, name: str) -> None:
-    """Refuse a CONFIG that nobody signed, or that this reader cannot judge."""
+def _check_signed(frame: Frame, name: str) -> None:
+    """Refuse a CONFIG that nobody signed."""
     if not frame.head.is_signed_by_author():
         raise ChainBroken(f"{name}: its author did not sign the CONFIG at seq {frame.head.seq}")
-    if len(config.voters) != 1:
-        raise CorruptionError(
-            f"{name}: the CONFIG at seq {frame.head.seq} names {len(config.voters)} voters, and "
-            "this basenet reads histories of one; upgrade basenet"
-        )
 
 
 def check_author(standing: Standing, head: Head, name: str) -> None:
@@ -166,8 +218,8 @@ def check_set_author(standing: Standing, facts: SetFacts) -> None:
 
 
 def check_signer(standing: Standing, signed: Signed) -> None:
-    """Raise unless the key that signed the object counts here."""
-    if not standing.accepts(signed.signer):
+    """Raise unless the key that signed the object counts here, or nothing depends on it."""
+    if not standing.is_certified and not standing.accepts(signed.signer):
         raise _refuse(standing, signed.signer, f"{signed.name} is signed by")
 
 

@@ -8,8 +8,10 @@ is archived is always a prefix of the log: an archive whose writer vanished has 
 Shards know nothing of each other; each has its own `Uploader` and its own task.
 
 *When.* The first frame after a pause goes at once; frames that follow within the flush interval
-wait for its end and go together; a full segment never waits. So a lone commit is archived in
-milliseconds, and the number of writes is bounded by one per interval and one per 4 MiB::
+wait for its end and go together, cut into segments; more than `waiting_bytes_max` never wait. So a
+lone commit is archived in milliseconds, the number of writes is bounded by one per interval and one
+per 4 MiB, and an application that writes as fast as it can has the processor for itself for that
+long: sealing and storing costs as much of it as all that precedes::
 
       commit  c1        c2 c3 c4                     c5 (after a pause)
       object  [c1]                [c2 c3 c4]         [c5]
@@ -47,10 +49,14 @@ from basenet.archive.seal import Seal, SealedLog, check_same_frames, seal_log
 from basenet.archive.tip import TipWriter
 from basenet.errors import BasenetError, NotFoundError, UnavailableError, UsageError
 from basenet.units import KIB, SEGMENT_TARGET_BYTES, Seq, TimestampNs
+from basenet.wire.certificate import Certificate
 from basenet.wire.frame import Head
 
 # Below this, sealing costs less than handing it to a thread.
 _INLINE_BYTES_MAX: Final = 64 * KIB
+
+# They lie in the journal meanwhile, not in memory.
+WAITING_BYTES_MAX: Final = 32 * SEGMENT_TARGET_BYTES
 
 # A courtesy to the successor, which a store that hangs must not make a stop wait for.
 _RELEASE_SECONDS: Final = 5.0
@@ -72,6 +78,7 @@ class UploadSettings:
     """How a shard ships: see the top of this file."""
 
     flush_interval_seconds: float = 1.0
+    waiting_bytes_max: int = WAITING_BYTES_MAX
     segment_target_bytes: int = SEGMENT_TARGET_BYTES
     retry_deadline_seconds: float = 300.0
     pause_seconds_first: float = PAUSE_SECONDS_FIRST
@@ -110,6 +117,10 @@ OnArchived = Callable[[Seq, int], Awaitable[None]]
 """Awaited with the archived seq and the time of day in ns; what it raises ends the archive."""
 
 
+Prove = Callable[[Batch], Awaitable[Batch]]
+"""Returns a batch with what proves it final, longer or shorter so that it ends where a proof is."""
+
+
 class Uploader:
     """Ships the frames of one shard in one lineage."""
 
@@ -126,8 +137,10 @@ class Uploader:
         trusted: AbstractSet[bytes],
         settings: UploadSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        prove: Prove | None = None,
     ) -> None:
         """Take over ``backlog``; ``trusted`` are the keys whose objects are believed."""
+        self._prove = prove
         self._store = store
         self._seal = seal
         self._lease = lease
@@ -147,7 +160,8 @@ class Uploader:
         self._wake = trio.Event()
         self._progress = trio.Event()
         self._flushes = 0  # how many `flush` calls wait
-        self._flush_at = float("-inf")  # when the next object may go that is not full
+        self._flush_at = float("-inf")  # when the frames may go that wait then
+        self._due_to = Seq(0)  # the last of those that may go now
         self._pending_end: Seq | None = None  # the end of an object that is undecided
         self._last_success_ns: int | None = None
         self._failures = 0
@@ -165,7 +179,7 @@ class Uploader:
         """Take in the next final frame."""
         was_empty = not self._backlog.count
         self._backlog.append(seq=head.seq, timestamp_ns=head.timestamp_ns, encoded=encoded)
-        if was_empty or self._backlog.size >= self._settings.segment_target_bytes:
+        if was_empty or self._backlog.size >= self._settings.waiting_bytes_max:
             self._wake.set()
 
     def append_stored(self, head: Head, size: int) -> None:
@@ -256,7 +270,9 @@ class Uploader:
     async def _ship_forever(self) -> None:
         while True:
             await self._wait_until_due()
-            self._flush_at = trio.current_time() + self._settings.flush_interval_seconds
+            if trio.current_time() >= self._flush_at or self._flushes:
+                self._due_to = self._backlog.tip_seq
+                self._flush_at = trio.current_time() + self._settings.flush_interval_seconds
             batch = await self._backlog.read_batch(
                 self._source,
                 bytes_max=self._settings.segment_target_bytes,
@@ -264,6 +280,8 @@ class Uploader:
             )
             if batch is None:
                 continue
+            if self._prove is not None:
+                batch = await self._prove(batch)
             if self._state == ArchiveState.IDLE:
                 self._state = ArchiveState.SHIPPING
             if not await self._ship(batch):
@@ -282,8 +300,9 @@ class Uploader:
     def _is_due(self) -> bool:
         if not self._backlog.count:
             return False
-        is_full = self._backlog.size >= self._settings.segment_target_bytes
-        return is_full or self._flushes > 0 or trio.current_time() >= self._flush_at
+        is_begun = self._backlog.next_seq <= self._due_to
+        is_much = self._backlog.size >= self._settings.waiting_bytes_max
+        return is_begun or is_much or self._flushes > 0 or trio.current_time() >= self._flush_at
 
     async def _ship(self, batch: Batch) -> bool:
         """Try to archive ``batch`` until `retry_deadline_seconds` have passed: one cycle."""
@@ -358,7 +377,7 @@ class Uploader:
         self._backoff.reset()
         await self._on_archived(self._archived_seq, now_ns)
         if sealed.tip is not None:
-            self._tip.offer(sealed.tip)
+            self._tip.offer(sealed.tip, _proof_of(sealed.tip, batch))
         self._progress.set()
         self._progress = trio.Event()
 
@@ -378,3 +397,8 @@ class Uploader:
             while not self._flushes:
                 await self._wake.wait()
                 self._wake = trio.Event()
+
+
+def _proof_of(head: Head, batch: Batch) -> Certificate | None:
+    """Return what proves ``head`` final among the proofs of its batch."""
+    return next((proof for proof in batch.proofs if proof.hash == head.hash), None)

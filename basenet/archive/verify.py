@@ -47,7 +47,7 @@ from basenet.archive.replay import check_tip_trust
 from basenet.archive.survey import read_tip_data
 from basenet.archive.trust import Genesis, Standing, begin
 from basenet.archive.walk import Moment, RestorableRange, Walk
-from basenet.errors import CorruptionError
+from basenet.errors import CorruptionError, EncryptionCorrupt
 from basenet.keys.trust import get_fingerprint
 from basenet.units import Lineage, PublicKeyBytes, Seq, ShardId, is_shard_id
 
@@ -119,7 +119,11 @@ async def verify(
                 meter=meter,
             )
             # The TIP first: a writer goes on, and what the TIP proves must be in the listing.
-            tip = await read_tip_data(fetcher, names)
+            try:
+                tip = await read_tip_data(fetcher, names)
+            except EncryptionCorrupt as error:
+                inspection.report(names.tip, str(error))
+                tip = None
             catalog = await read_catalog(store, names)
             report = await _ShardVerifier(inspection, catalog, tip).run()
             if not inspection.has_lost_objects:

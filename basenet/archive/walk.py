@@ -23,11 +23,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from basenet.archive.facts import SetFacts, Signed
+from basenet.archive.finality import Finality
 from basenet.archive.plan import enter_lineage, is_born_empty
 from basenet.archive.replay import check_descent
 from basenet.archive.trust import Genesis, Standing, change, check_author, check_signer
 from basenet.errors import ChainBroken, CorruptionError
 from basenet.units import HASH_BYTES, FrameHash, Lineage, Seq, TimestampNs
+from basenet.wire.certificate import Certificate
 from basenet.wire.chain import CommitRules
 from basenet.wire.frame import Flag, Frame, Head, Kind, check_link
 from basenet.wire.merkle import StateTree, leaf_hash
@@ -80,6 +82,7 @@ class Walk:
         self._watched = frozenset(watched)
         self._noted = noted
         self._head: Head | None = None
+        self._finality = Finality()
         self._tree: StateTree | None = None
         self._is_restorable = False
         self._genesis: Head | None = None
@@ -180,15 +183,33 @@ class Walk:
             except CorruptionError as error:
                 self._report(signed.name, str(error))
 
-    def take(self, frames: Sequence[Frame], name: str) -> None:
+    def prove(
+        self, heads: Sequence[Head], last: int, proofs: Sequence[Certificate], name: str
+    ) -> None:
+        """Report if the ``proofs`` in an object are wrong, after its frames up to ``last``."""
+        try:
+            self._finality.take(self._standing, heads, last, proofs, name)
+        except CorruptionError as error:
+            self._report(name, str(error))
+
+    def end(self) -> None:
+        """Report the object from which on nothing is proven final, at the end of the log."""
+        try:
+            self._finality.require()
+        except CorruptionError as error:
+            self._report(str(error).partition(": ")[0], str(error))
+
+    def take(self, frames: Sequence[Frame], name: str, proofs: Sequence[Certificate] = ()) -> None:
         """Walk on over ``frames`` of the object ``name``; their signatures are verified already.
+
+        ``proofs``: the certificates in the object, for its CONFIGs; see `prove`.
 
         Of one object only the first fault is told: the others mostly follow from it.
         """
         is_told = False
         for frame in frames:
             try:
-                self._take(frame, name)
+                self._take(frame, name, proofs)
             except CorruptionError as error:
                 if not is_told:
                     self._report(name, str(error))
@@ -203,7 +224,7 @@ class Walk:
             if frame.head.seq in self._watched:
                 self._keep_moment(frame.head)
 
-    def _take(self, frame: Frame, name: str) -> None:
+    def _take(self, frame: Frame, name: str, proofs: Sequence[Certificate]) -> None:
         head, before = frame.head, self._head
         if before is not None:
             check_link(before, head)
@@ -211,13 +232,15 @@ class Walk:
                 raise ChainBroken(f"frame {head.seq} is not later than the one before it")
         if head.kind is Kind.CONFIG:
             if self._genesis is None or head.hash != self._genesis.hash:
-                self._change(frame, before, name)
+                self._change(frame, before, name, proofs)
             return
         check_author(self._standing, head, name)
         self._take_commit(head, decode_commit(frame.payload))
 
-    def _change(self, frame: Frame, before: Head | None, name: str) -> None:
-        self._standing = change(self._standing, frame, self._lineage, name)
+    def _change(
+        self, frame: Frame, before: Head | None, name: str, proofs: Sequence[Certificate]
+    ) -> None:
+        self._standing = change(self._standing, frame, self._lineage, name, proofs)
         self._changes.append((frame.head.seq, self._standing))
         if self._tree is not None:
             self._rules.accept_config(frame.head)

@@ -25,6 +25,7 @@ import click
 import trio
 
 from basenet.archive import probe
+from basenet.archive.keyring import make_reading_keyring
 from basenet.archive.store import Store, StoreConflict, StoreNotFound, open_store
 from basenet.cli import output
 from basenet.config import Config, ConfigurationError, load
@@ -286,9 +287,11 @@ def _check_archive(config: Config, environment: Mapping[str, str]) -> list[Findi
     if config.archive_unconditional:
         chosen["BASE_ARCHIVE_UNCONDITIONAL"] = "1"
     try:
-        store = open_store(config.archive.url, environment=chosen)
+        identity = config.archive_identity
+        keyring = make_reading_keyring(identity.reveal() if identity else None)
+        store = open_store(config.archive.url, environment=chosen, keyring=keyring)
     except BasenetError as error:
-        return [*findings, fail("archive", str(error), "correct BASE_ARCHIVE")]
+        return [*findings, fail("archive", str(error), "correct what it names")]
     is_new = config.archive.scheme is ArchiveScheme.FILE and not config.archive.directory.exists()
     findings += trio.run(partial(_try_store, store))
     if is_new:

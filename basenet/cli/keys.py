@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from basenet.cli import output
 from basenet.config import load
 from basenet.errors import NotFoundError, UsageError
-from basenet.keys import authority, files, signing, trust
+from basenet.keys import age, authority, files, signing, trust
 from basenet.units import PublicKeyBytes
 from basenet.wire.signature import Signer
 
@@ -121,6 +121,23 @@ def show(*, file: Path | None, directory: Path | None, as_json: bool) -> None:
         return
     for key in shown:
         click.echo(key.line)
+
+
+@command.command("age")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@output.json_option
+def make_identity(*, file: Path, as_json: bool) -> None:
+    """Make an age identity in FILE, for an encrypted archive, and show its recipient.
+
+    FILE gets mode 0600 and is never overwritten. The recipient goes into BASE_ARCHIVE_RECIPIENTS,
+    the path of FILE into BASE_ARCHIVE_IDENTITY. Keep a copy of FILE elsewhere: without it nobody
+    can read the archive.
+    """
+    recipient = age.format_recipient(age.generate(file))
+    if as_json:
+        output.print_json({"identity_file": str(file), "recipient": recipient})
+        return
+    click.echo(recipient)
 
 
 def _read_own() -> _Shown:

@@ -23,6 +23,7 @@ import trio
 
 from basenet.archive.catalog import list_services, list_shards
 from basenet.archive.facts import get_signer
+from basenet.archive.keyring import make_reading_keyring
 from basenet.archive.names import ShardNames
 from basenet.archive.port import Store
 from basenet.archive.store import open_store
@@ -55,7 +56,9 @@ def open_archive(archive: str | None, config: Config) -> Store:
     url = archive or (config.archive.url if config.archive else None)
     if url is None:
         raise UsageError("no archive is named; write it as the first argument or in BASE_ARCHIVE")
-    return open_store(url, environment=os.environ)
+    identity = config.archive_identity
+    keyring = make_reading_keyring(identity.reveal() if identity else None)
+    return open_store(url, environment=os.environ, keyring=keyring)
 
 
 async def read_trust(

@@ -10,13 +10,15 @@ from typing import Final
 
 import click
 
-from basenet.archive.catalog import find_shard
+from basenet.archive.catalog import find_shard, list_shards, read_catalog
 from basenet.archive.fetch import Fetcher
 from basenet.archive.names import ShardNames
 from basenet.archive.place import Place
-from basenet.archive.plan import Wish
+from basenet.archive.plan import Wish, list_lineages
+from basenet.archive.port import Store
 from basenet.archive.restore import Progress, RestoreReport, restore
 from basenet.cli import output
+from basenet.cli.listing import format_moment, show_moments
 from basenet.cli.reading import LazyBar, open_archive, read_trust, run, trust_option
 from basenet.config import Config, load
 from basenet.errors import UsageError
@@ -46,6 +48,14 @@ _MOMENT = re.compile(
 )
 @click.option("--force", is_flag=True, help="Replace OUT if it exists and nobody has it open.")
 @click.option("--if-not-exists", is_flag=True, help="Do nothing, successfully, if OUT exists.")
+@click.option(
+    "--if-archive-exists",
+    is_flag=True,
+    help="Do nothing, successfully, if the archive holds nothing of the shard.",
+)
+@click.option(
+    "--list", "is_listing", is_flag=True, help="Show which moments can be restored; no OUT."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be restored, and from what.")
 @trust_option
 @output.json_option
@@ -62,6 +72,8 @@ def command(
     expect_seq: int | None,
     force: bool,
     if_not_exists: bool,
+    if_archive_exists: bool,
+    is_listing: bool,
     dry_run: bool,
     trusted_keys: Path | None,
     as_json: bool,
@@ -71,11 +83,24 @@ def command(
     Everything that is used is verified: signatures, the chain of frames, and at the end the state
     root. OUT appears whole or not at all, and nothing is ever overwritten without --force.
     """
+    if is_listing:
+        if out is not None or len(places) > (archive is None):
+            raise UsageError("--list restores nothing: write `basenet restore ARCHIVE --list`")
+        config = load(os.environ, arguments={"BASE_SERVICE": service} if service else None)
+        show_moments(
+            config,
+            archive or next(iter(places), None),
+            shard=None if shard is None else parse_shard_id(shard),
+            lineage=None if lineage is None else parse_lineage(lineage),
+            trusted_keys=trusted_keys,
+            as_json=as_json,
+        )
+        return
     archive, out = _choose_places(places, archive, out)
     wish = Wish(
         to_seq=None if to_seq is None else Seq(to_seq),
         to_time_ns=None if to_time is None else parse_moment(to_time),
-        lineage=None if lineage is None else _parse_lineage(lineage),
+        lineage=None if lineage is None else parse_lineage(lineage),
         expect_seq=None if expect_seq is None else Seq(expect_seq),
     )
     if to_seq is not None and to_time is not None:
@@ -95,11 +120,15 @@ def command(
                 place,
                 wish=wish,
                 dry_run=dry_run,
+                if_archive_exists=if_archive_exists,
                 trusted_keys=trusted_keys,
                 on_progress=lambda progress: bar.show(progress.bytes_done, progress.bytes_total),
             )
         )
-    _print_report(report, as_json=as_json)
+    if report is None:
+        _print_absent(place, as_json=as_json)
+    else:
+        _print_report(report, as_json=as_json)
 
 
 async def _restore(
@@ -110,11 +139,14 @@ async def _restore(
     *,
     wish: Wish,
     dry_run: bool,
+    if_archive_exists: bool,
     trusted_keys: Path | None,
     on_progress: Callable[[Progress], None],
-) -> RestoreReport:
+) -> RestoreReport | None:
     store = open_archive(archive, config)
     try:
+        if if_archive_exists and not await _holds_history(store, config.service, shard):
+            return None
         names = ShardNames(
             service=config.service, shard=await find_shard(store, config.service, shard)
         )
@@ -131,6 +163,15 @@ async def _restore(
         )
     finally:
         await store.aclose()
+
+
+async def _holds_history(store: Store, service: str, shard: ShardId | None) -> bool:
+    """Return whether a frame or a page set of the shard is there; of any, when None is given."""
+    shards = await list_shards(store, service) if shard is None else [shard]
+    for one in shards:
+        if list_lineages(await read_catalog(store, ShardNames(service=service, shard=one))):
+            return True
+    return False
 
 
 def _choose_places(
@@ -166,14 +207,8 @@ def parse_moment(text: str) -> TimestampNs:
     return TimestampNs(seconds * _NS_PER_SECOND + int((fraction or "0").ljust(_SECOND_DIGITS, "0")))
 
 
-def format_moment(timestamp_ns: int) -> str:
-    """Return a moment exactly, so that it can be given to --to-time again."""
-    seconds, ns = divmod(timestamp_ns, _NS_PER_SECOND)
-    whole = output.format_time(seconds * _NS_PER_SECOND).removesuffix(".000Z")
-    return f"{whole}.{ns:09d}Z"
-
-
-def _parse_lineage(text: str) -> Lineage:
+def parse_lineage(text: str) -> Lineage:
+    """Return the lineage of 32 hex digits; raise `UsageError` if ``text`` is none."""
     if not re.match(rf"[0-9a-fA-F]{{{2 * LINEAGE_BYTES}}}\Z", text):
         raise UsageError(f"{text!r} is no lineage: write its {2 * LINEAGE_BYTES} hex digits")
     return Lineage(bytes.fromhex(text))
@@ -184,6 +219,13 @@ def _print_taken(place: Place, *, as_json: bool) -> None:
         output.print_json({"restored": False, "path": str(place.path)})
     else:
         output.say(f"{place.path} exists; nothing was done")
+
+
+def _print_absent(place: Place, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json({"restored": False, "path": str(place.path)})
+    else:
+        output.say("the archive holds nothing of the shard; nothing was done")
 
 
 def _print_report(report: RestoreReport, *, as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """``basenet serve``: capture databases and archive what they commit.
 
+In a cluster this process becomes the guardian, which starts ``basenet serve`` again as the daemon.
 The rest of it is in `serving`, imported only when a SIGTERM already counts.
 """
 
@@ -9,6 +10,8 @@ from types import FrameType
 from typing import NoReturn
 
 import click
+
+from basenet.guardian import become
 
 
 @click.command("serve")
@@ -30,6 +33,9 @@ def command(db: str | None, archive: str | None, command: str | None) -> int:
     SIGTERM stops capturing at a commit boundary, flushes to the archive and exits with 0; a second
     one exits at once, and what was not flushed waits in the journal.
     """
+    if become.is_wanted(os.environ):
+        words = [word for word in (db, archive) if word is not None]
+        become.become_guardian(words, command)
     signal.signal(signal.SIGTERM, _leave)
     from basenet.cli import serving  # noqa: PLC0415  (its imports take half a second)
 

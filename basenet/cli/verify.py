@@ -11,8 +11,8 @@ from basenet.archive.fetch import Fetcher
 from basenet.archive.verify import ShardReport, VerifyReport, verify
 from basenet.archive.walk import RestorableRange
 from basenet.cli import output
+from basenet.cli.listing import format_moment
 from basenet.cli.reading import LazyBar, open_archive, read_trust, run, trust_option
-from basenet.cli.restore import format_moment
 from basenet.config import Config, load
 from basenet.errors import NotFoundError
 from basenet.units import ShardId, parse_shard_id

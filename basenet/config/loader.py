@@ -64,6 +64,8 @@ def load(
         service=reader.get(v.SERVICE),
         archive=reader.get(v.ARCHIVE),
         archive_unconditional=reader.get(v.ARCHIVE_UNCONDITIONAL),
+        archive_recipients=reader.get(v.ARCHIVE_RECIPIENTS),
+        archive_identity=reader.get(v.ARCHIVE_IDENTITY),
         flush_interval_seconds=reader.get(v.FLUSH_INTERVAL),
         snapshot_interval_seconds=reader.get(v.SNAPSHOT_INTERVAL),
         retention_seconds=reader.get(v.RETENTION),
@@ -82,6 +84,7 @@ def load(
         log_level=reader.get(v.LOG_LEVEL),
         is_test=reader.get(v.TEST),
         failpoints=reader.get(v.FAILPOINTS),
+        trace_file=reader.get(v.TRACE_FILE),
         cluster=_load_cluster(reader),
     )
     _check_together(config, reader)
@@ -227,6 +230,12 @@ def _check_together(config: model.Config, reader: _Reader) -> None:
     if config.failpoints and not config.is_test:
         reader.refuse(
             v.FAILPOINTS.name, "failpoints break things on purpose; unset it, or set BASE_TEST=on"
+        )
+    if config.archive_recipients and not reader.is_given(v.ARCHIVE_IDENTITY):
+        reader.refuse(
+            v.ARCHIVE_IDENTITY.name,
+            f"it is missing while {v.ARCHIVE_RECIPIENTS.name} is set; basenet reads its own "
+            "archive at each start, so name the file of an identity among the recipients",
         )
     if config.network is model.Network.STANDALONE:
         return

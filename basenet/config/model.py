@@ -7,6 +7,7 @@ from pathlib import Path
 from basenet.config.location import ArchiveLocation
 from basenet.config.shards import ShardSpec
 from basenet.config.values import Endpoint, Secret
+from basenet.wire.encryption import Recipient
 
 
 class Network(StrEnum):
@@ -121,6 +122,8 @@ class Config:
     service: str
     archive: ArchiveLocation | None
     archive_unconditional: bool
+    archive_recipients: tuple[Recipient, ...]
+    archive_identity: Secret | None  # the path of an identity file, or an identity
     flush_interval_seconds: float
     snapshot_interval_seconds: float
     retention_seconds: float
@@ -139,4 +142,5 @@ class Config:
     log_level: LogLevel
     is_test: bool
     failpoints: tuple[Failpoint, ...]
+    trace_file: Path | None
     cluster: ClusterConfig

@@ -12,8 +12,10 @@ from typing import Final, Generic, TypeVar
 from basenet.config import location, model, shards, values
 from basenet.config.values import Secret
 from basenet.errors import UsageError
+from basenet.keys import age
 from basenet.keys.node import parse_node_id
 from basenet.keys.signing import INLINE_PREFIX, is_seed_text, parse_inline
+from basenet.wire.encryption import Recipient
 
 _T = TypeVar("_T")
 _Value_co = TypeVar("_Value_co", covariant=True)
@@ -139,6 +141,20 @@ def _parse_sans(text: str) -> tuple[str, ...]:
     return tuple(parse_node_id(item) for item in values.split_list(text))
 
 
+def _parse_recipients(text: str) -> tuple[Recipient, ...]:
+    return age.parse_recipients(values.split_list(text))
+
+
+def _parse_archive_identity(text: str) -> Secret:
+    """Return BASE_ARCHIVE_IDENTITY; no message of this function may show it."""
+    value = text.strip()
+    if age.is_identity_text(value):
+        age.parse_identities(value, what="its value")
+    elif "\n" in value or "\0" in value:
+        raise UsageError("its value (not shown) is neither a path nor one age identity")
+    return Secret(value)
+
+
 _TLS_FILE: Final = "a path"
 _ON_OFF: Final = "`on` or `off`"
 
@@ -231,7 +247,7 @@ RETRY_DEADLINE: Final = _given(
 SHARD_BACKLOG_MAX: Final = _given(
     "BASE_SHARD_BACKLOG_MAX",
     values.size_from("1MiB"),
-    "64MiB",
+    "1MiB",
     "a size",
     "Un-archived bytes that are kept in memory for a shard. Beyond it they are read again from "
     "the journal.",
@@ -249,6 +265,24 @@ ARCHIVE_UNCONDITIONAL: Final = _given(
     "off",
     _ON_OFF,
     "Use a store that ignores conditional writes. Then nothing but you prevents two writers.",
+)
+ARCHIVE_RECIPIENTS: Final = _given(
+    "BASE_ARCHIVE_RECIPIENTS",
+    _parse_recipients,
+    "",
+    "a comma list of age recipients, `age1...`",
+    "Encrypts the archive, on this machine, for whoever holds one of these keys "
+    "(`basenet keys age`). It must hold from a lineage's beginning; see "
+    "[encryption](formats/encryption.md). A recipient that is added or removed counts for new "
+    "objects.",
+)
+ARCHIVE_IDENTITY: Final = _optional(
+    "BASE_ARCHIVE_IDENTITY",
+    _parse_archive_identity,
+    "none",
+    "the path of an age identity file, or `AGE-SECRET-KEY-1...`",
+    "Opens an encrypted archive, for restore and verify, and for `serve`, which reads its archive "
+    "at each start. Keep older identities in the file. Never shown.",
 )
 
 # Capture and durability.
@@ -337,6 +371,14 @@ FAILPOINTS: Final = _given(
     "a comma list of `name=action`",
     "Makes something happen at named places of the program. Refused without `BASE_TEST=on`.",
 )
+TRACE_FILE: Final = _optional(
+    "BASE_TRACE_FILE",
+    values.parse_path,
+    "none",
+    "a path",
+    "Appends every decision of the consensus engine to this file, one line of JSON each. It shows "
+    "hashes and keys, no content.",
+)
 
 # The cluster.
 PEERS: Final = _given(
@@ -360,7 +402,7 @@ NODE_ROLE: Final = _given(
     values.choice(model.NodeRole),
     "validator",
     "`validator`, `witness` or `archive`",
-    "A witness votes without a database; an archive node does not vote and archives.",
+    "A witness votes without a database; an archive node has one and never votes.",
     cluster=True,
 )
 REPLICATION: Final = _given(
@@ -368,7 +410,7 @@ REPLICATION: Final = _given(
     values.count_between(1, 31),
     "3",
     "a number",
-    "How many voters a new shard gets.",
+    "How many voters a new shard gets; later only `basenet members` changes them.",
     cluster=True,
 )
 BOOTSTRAP_EXPECT: Final = _optional(
@@ -384,7 +426,8 @@ WRITER: Final = _optional(
     parse_node_id,
     "unset",
     "a node id",
-    "The node that shall write.",
+    "The node that shall write: a new empty shard begins there, and after a failover the writer "
+    "goes back there, once it has been caught up for a while.",
     cluster=True,
 )
 FAULT_MODEL: Final = _given(
@@ -506,11 +549,13 @@ SECTIONS: Final = (
             SHARD_BACKLOG_MAX,
             SHARD_BACKLOG_SEGMENTS,
             ARCHIVE_UNCONDITIONAL,
+            ARCHIVE_RECIPIENTS,
+            ARCHIVE_IDENTITY,
         ),
     ),
     Section("Capture and durability", (CAPTURE, SYNC_WAL, DETACH_AFTER, SCRUB, JOURNAL_MAX_BYTES)),
     Section("Keys", (SIGNING_KEY, TRUSTED_KEYS)),
-    Section("Logs and tests", (LOG_FORMAT, LOG_LEVEL, TEST, FAILPOINTS)),
+    Section("Logs and tests", (LOG_FORMAT, LOG_LEVEL, TEST, FAILPOINTS, TRACE_FILE)),
     Section(
         "The cluster",
         (
@@ -534,16 +579,15 @@ SECTIONS: Final = (
             TLS_CLIENT_KEY,
             TLS_ALLOWED_SANS,
         ),
-        note="These are read and checked; `basenet serve` of this version refuses "
-        "`BASE_NETWORK=quasar` with one sentence.",
+        note="What they are for: [operations.md](operations.md#members).",
     ),
 )
 TABLE: Final = {variable.name: variable for section in SECTIONS for variable in section.variables}
 
 # Names that promise what basenet does not do. Ignoring one would be a lie, so each stops the start.
-_NOT_ENCRYPTED: Final = (
-    "basenet does not encrypt frames or archived objects; encrypt the bucket and the disks, and "
-    "unset it"
+_ENCRYPTED_OTHERWISE: Final = (
+    "it does nothing here; name who may read the archive in BASE_ARCHIVE_RECIPIENTS, and the file "
+    "of an identity in BASE_ARCHIVE_IDENTITY (`basenet keys age` makes both), and unset it"
 )
 _NOT_GUARDED: Final = (
     "basenet's HTTP surface asks for no token; keep BASE_LISTEN_HTTP on loopback or behind a proxy "
@@ -551,10 +595,12 @@ _NOT_GUARDED: Final = (
 )
 _NO_GATEWAY: Final = "it belongs to a gateway, which this program is not; unset it"
 PROMISES: Final = {
-    "BASE_ENCRYPT": _NOT_ENCRYPTED,
-    "BASE_ENCRYPTION": _NOT_ENCRYPTED,
-    "BASE_ENCRYPT_KEY": _NOT_ENCRYPTED,
-    "BASE_ENCRYPTION_KEY": _NOT_ENCRYPTED,
+    "BASE_ENCRYPT": _ENCRYPTED_OTHERWISE,
+    "BASE_ENCRYPTION": _ENCRYPTED_OTHERWISE,
+    "BASE_ENCRYPT_KEY": _ENCRYPTED_OTHERWISE,
+    "BASE_ENCRYPTION_KEY": _ENCRYPTED_OTHERWISE,
+    "BASE_ARCHIVE_KEY": _ENCRYPTED_OTHERWISE,
+    "BASE_ARCHIVE_ENCRYPTION": _ENCRYPTED_OTHERWISE,
     "BASE_TOKEN": _NOT_GUARDED,
     "BASE_TOKENS_FILE": _NOT_GUARDED,
     "BASE_METRICS_AUTH": _NOT_GUARDED,

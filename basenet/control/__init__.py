@@ -2,6 +2,8 @@
 
 =========================  ===================================================================
 `control.surface`          the facts, and the Protocol that the daemon satisfies
+`control.cookie`           how a commit is named to a reader elsewhere
+`control.members`          what an operator can do to the members of a shard
 `control.histogram`        an accumulator for the one thing that needs a distribution
 `control.metrics`          facts to Prometheus samples, under exactly the promised names
 `control.listeners`        the two addresses: BASE_LISTEN_HTTP and the data directory's socket
@@ -9,10 +11,11 @@
 `control.answers`          facts and exceptions to JSON bodies, status codes and headers
 `control.boundary`         what every request passes: its id, its size, its client, its last error
 `control.routes`           the paths
+`control.operator`         who may command, and how a command is written in a request
 `control.server`           all of the above on hypercorn, from start to a clean end
 `control.client`           the other side, for commands
 =========================  ===================================================================
 
-Nothing here knows the daemon, the archive, the journal or SQLite, and nothing here changes
-anything: every path only reads, or waits.
+Nothing here knows the daemon, the archive, the journal or SQLite. Every path only reads, or waits,
+but the commands to members, which are taken only from this host.
 """

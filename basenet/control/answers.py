@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 from starlette.responses import Response
 
+from basenet.control.surface import Forbidden
 from basenet.errors import (
     BasenetError,
     ConflictError,
@@ -25,6 +26,7 @@ from basenet.errors import (
 
 STATUS_OF_CLASS: Final[dict[type[BasenetError], int]] = {
     UsageError: 400,
+    Forbidden: 403,
     NotFoundError: 404,
     ConflictError: 409,
     CorruptionError: 500,

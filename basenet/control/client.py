@@ -18,6 +18,8 @@ import msgspec
 from basenet.config.shards import parse_shards
 from basenet.config.values import Endpoint, parse_endpoint
 from basenet.control.listeners import SOCKET_NAME, socket_address
+from basenet.control.members import MembersCommand
+from basenet.control.operator import COMMAND_HEADER, COMMAND_WORD, LOSS_PARAMETER
 from basenet.control.surface import Level, NodeStatus, ShardStatus, WaitResult
 from basenet.errors import (
     BasenetError,
@@ -31,6 +33,7 @@ from basenet.errors import (
 
 DATA_DIR_NAME: Final = ".basenet"
 ANSWER_SECONDS_MAX: Final = 10.0
+COMMAND_SECONDS_MAX: Final = 120.0  # a CONFIG waits for its new voters to catch up
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024  # 10,000 shards are about 10 MB
 _HTTP_PORT: Final = 80
 _OK: Final = 200
@@ -39,6 +42,7 @@ _Fact = TypeVar("_Fact")
 
 _CLASS_OF_STATUS: Final[dict[int, type[BasenetError]]] = {
     400: UsageError,
+    403: UsageError,
     404: NotFoundError,
     409: ConflictError,
     500: BasenetError,
@@ -110,12 +114,38 @@ class DaemonClient:
         path = f"/v1/shards/{quote(shard, safe='')}/wait?{urlencode(query)}"
         return self._get(path, WaitResult, patience_s=timeout_s)
 
+    def command(self, shard: str, command: MembersCommand) -> str:
+        """Do what an operator told about the members of ``shard``; see `Surface.command`."""
+        query = {"node": ",".join(command.nodes)} if command.nodes else {}
+        query |= {"lineage": command.lineage} if command.lineage is not None else {}
+        query |= {LOSS_PARAMETER: "1"} if command.is_loss_accepted else {}
+        path = f"/v1/shards/{quote(shard, safe='')}/members/{command.verb}?{urlencode(query)}"
+        done = self._ask(
+            "POST",
+            path,
+            _Done,
+            headers={COMMAND_HEADER: COMMAND_WORD},
+            patience_s=COMMAND_SECONDS_MAX,
+        )
+        return done.done
+
     def _get(self, path: str, kind: type[_Fact], *, patience_s: float = 0.0) -> _Fact:
+        return self._ask("GET", path, kind, headers={}, patience_s=patience_s)
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        kind: type[_Fact],
+        *,
+        headers: Mapping[str, str],
+        patience_s: float,
+    ) -> _Fact:
         connection = _connect(self._target, ANSWER_SECONDS_MAX + patience_s)
         try:
             # One question per connection: said so, the server ends it with its answer.
-            headers = {"accept": "application/json", "connection": "close"}
-            connection.request("GET", path, headers=headers)
+            ours = {"accept": "application/json", "connection": "close", **headers}
+            connection.request(method, path, headers=ours)
             response = connection.getresponse()
             body = response.read(ANSWER_BYTES_MAX + 1)
         except (OSError, http.client.HTTPException) as error:
@@ -165,6 +195,11 @@ class DaemonClient:
 class _ErrorBody:
     error: str
     code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Done:
+    done: str
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -37,7 +37,13 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from basenet.control.surface import HistogramSample, NodeMetrics, ShardMetrics, ShardState
+from basenet.control.surface import (
+    HistogramSample,
+    NodeMetrics,
+    ShardMetrics,
+    ShardRole,
+    ShardState,
+)
 
 SHARDS_LABELLED_MAX: Final = 199
 HOT_NS: Final = 10_000_000_000  # a shard is hot while its newest commit is younger than this
@@ -101,6 +107,17 @@ NODE_FAMILIES: Final = (
         lambda node: node.journal_bytes,
     ),
     NodeFamily("base_ready", "1 while /readyz answers 200.", lambda node: node.ready),
+    NodeFamily(
+        "base_writer_shards",
+        "Shards of which this node is the writer.",
+        lambda node: sum(s.status.role is ShardRole.WRITER for s in node.shards),
+    ),
+    NodeFamily(
+        "base_journal_rollbacks_total",
+        "Greetings of peers that were refused because their journal had gone back.",
+        lambda node: node.journal_rollbacks,
+        is_counter=True,
+    ),
 )
 
 SHARD_FAMILIES: Final = (
@@ -257,6 +274,45 @@ SHARD_FAMILIES: Final = (
         is_counter=True,
     ),
     ShardFamily(
+        "base_apply_lag_frames",
+        "Final frames that the database file here does not hold yet.",
+        lambda s: s.status.apply_lag,
+    ),
+    ShardFamily(
+        "base_unfinalized_commits",
+        "Commits captured by this node as the writer that are not final yet.",
+        lambda s: s.status.unfinal_commits,
+    ),
+    ShardFamily(
+        "base_unfinalized_bytes",
+        "Bytes of the commits captured by this node as the writer that are not final yet.",
+        lambda s: s.status.unfinal_bytes,
+    ),
+    ShardFamily(
+        "base_unfinalized_seconds",
+        "Age of the oldest commit captured by this node as the writer that is not final yet.",
+        lambda s: s.status.unfinal_ms / _MS,
+        max,
+    ),
+    ShardFamily(
+        "base_orphans_total",
+        "Orphan bundles in the data directory: commits that lost against another history.",
+        lambda s: s.status.orphans,
+        is_counter=True,
+    ),
+    ShardFamily(
+        "base_write_leases_lost_total",
+        "Times that this node, as the writer, could not renew its lease in time.",
+        lambda s: s.write_leases_lost,
+        is_counter=True,
+    ),
+    ShardFamily(
+        "base_root_self_repairs_total",
+        "Times that this node's own page hashes were wrong and were mended.",
+        lambda s: s.root_self_repairs,
+        is_counter=True,
+    ),
+    ShardFamily(
         "base_network_wal_hook_errors_total",
         "Looks at the WAL that failed.",
         lambda s: s.capture_errors,
@@ -272,9 +328,12 @@ SHARD_FAMILIES: Final = (
 
 STATE_NAME: Final = "base_shards_by_state"
 LOCK_HELD_NAME: Final = "base_lock_held_seconds"
+FENCE_WAIT_NAME: Final = "base_fence_wait_seconds"
+LOOP_STALL_NAME: Final = "base_loop_stall_seconds"
+HISTOGRAM_NAMES: Final = (LOCK_HELD_NAME, FENCE_WAIT_NAME, LOOP_STALL_NAME)
 
 METRIC_NAMES: Final = frozenset(
-    {family.name for family in (*NODE_FAMILIES, *SHARD_FAMILIES)} | {STATE_NAME, LOCK_HELD_NAME}
+    {family.name for family in (*NODE_FAMILIES, *SHARD_FAMILIES)} | {STATE_NAME, *HISTOGRAM_NAMES}
 )
 """Every name that a scrape shows; a histogram's stands for its _bucket, _count and _sum."""
 
@@ -298,6 +357,16 @@ class NodeCollector(Collector):
             yield _collect_shards(shard_family, node.shards)
         yield _collect_states(node.shards)
         yield _collect_lock_held(node.lock_held)
+        yield _collect_histogram(
+            FENCE_WAIT_NAME,
+            "How long it took from asking for a database's fence to holding it.",
+            node.fence_wait,
+        )
+        yield _collect_histogram(
+            LOOP_STALL_NAME,
+            "By how much a timer of the event loop was late.",
+            node.loop_stall,
+        )
 
 
 class Exposition:
@@ -357,14 +426,25 @@ def _collect_lock_held(held: dict[str, HistogramSample]) -> Metric:
         labels=("reason",),
     )
     for reason, sample in sorted(held.items()):
-        assert len(sample.counts) == len(sample.bounds) + 1, "one bucket beyond the last bound"
-        count = 0
-        buckets: list[tuple[str, float]] = []
-        for bound, observed in zip((*sample.bounds, float("inf")), sample.counts, strict=True):
-            count += observed
-            buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), count))
-        metric.add_metric([reason], buckets, sample.total)
+        metric.add_metric([reason], _make_buckets(sample), sample.total)
     return metric
+
+
+def _collect_histogram(name: str, documentation: str, sample: HistogramSample) -> Metric:
+    metric = HistogramMetricFamily(name, documentation)
+    metric.add_metric([], _make_buckets(sample), sample.total)
+    return metric
+
+
+def _make_buckets(sample: HistogramSample) -> list[tuple[str, float]]:
+    """Return the buckets as Prometheus wants them: each holds those below it."""
+    assert len(sample.counts) == len(sample.bounds) + 1, "one bucket beyond the last bound"
+    count = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, observed in zip((*sample.bounds, float("inf")), sample.counts, strict=True):
+        count += observed
+        buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), count))
+    return buckets
 
 
 def _is_hot(shard: ShardMetrics, now_ns: int) -> bool:

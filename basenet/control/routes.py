@@ -7,13 +7,18 @@
 ``/-/base/members``              who is in this cluster, in which role, and how far each shard is
 ``/v1/shards``                   the node and all its shards
 ``/v1/shards/{id}``              one shard
-``/v1/shards/{id}/wait``         answers when a commit is safe: ``seq=N`` or ``now=1``,
-                                 ``level=archived|final``, ``timeout=30s``
+``/v1/shards/{id}/wait``         answers when a commit is safe: ``seq=N``, ``now=1`` or
+                                 ``cookie=...``, ``level=archived|final|applied``,
+                                 ``timeout=30s``, ``generation=...`` (of the shard's status,
+                                 read before the commit: answered only if the node has been the
+                                 writer ever since)
+``/v1/shards/{id}/writer``       200 at the writer, elsewhere 307 to it, 503 while nobody is known
+``/v1/shards/{id}/members/...``  POST: a command to change the members (`control.operator`)
 ===============================  ============================================================
 
-Everything is a GET and changes nothing. A query that is not understood is refused, not ignored: a
-misspelt ``level`` must not look like an answered wait. No cross-origin header is ever sent, so a
-web page cannot read what its visitor's loopback says.
+Everything but the last is a GET and changes nothing. A query that is not understood is refused, not
+ignored: a misspelt ``level`` must not look like an answered wait. No cross-origin header is ever
+sent, so a web page cannot read what its visitor's loopback says.
 
 Headers, where they apply: X-Base-Member is the node that answered, X-Base-Shard the shard,
 X-Base-Seq the seq up to which it is final here, X-Base-Lag how many captured frames are not.
@@ -22,7 +27,7 @@ X-Base-Seq the seq up to which it is final here, X-Base-Lag how many captured fr
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 from starlette.applications import Starlette
@@ -35,8 +40,19 @@ from starlette.routing import Route
 from basenet.config.values import parse_duration, parse_switch
 from basenet.control.answers import error_response, exception_response, json_response
 from basenet.control.boundary import Boundary
+from basenet.control.cookie import parse_cookie
 from basenet.control.metrics import Exposition
-from basenet.control.surface import Level, ShardStatus, Surface, WaitResult
+from basenet.control.operator import check_operator, parse_command
+from basenet.control.surface import (
+    Level,
+    LineageMismatch,
+    NotCaughtUp,
+    Orphaned,
+    ShardRole,
+    ShardStatus,
+    Surface,
+    WaitResult,
+)
 from basenet.errors import BasenetError, UnavailableError, UsageError
 from basenet.units import Seq
 
@@ -44,16 +60,20 @@ HEALTH_SECONDS_MAX: Final = 2.0
 WAIT_SECONDS_DEFAULT: Final = 30.0
 WAIT_SECONDS_MAX: Final = 3600.0
 SEQ_MAX: Final = 2**64 - 1
-_WAIT_QUERY: Final = frozenset({"seq", "now", "level", "timeout"})
+_WAIT_QUERY: Final = frozenset({"seq", "now", "cookie", "generation", "level", "timeout"})
 _CLIENT_GONE: Final = 499  # nobody reads it; the number is nginx's word for just this
 _WORDS: Final = {404: "not_found", 405: "method_not_allowed"}
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
+_Result = TypeVar("_Result", WaitResult, str)
 
 
-def build_app(surface: Surface, closing: trio.Event) -> Starlette:
-    """Return the application. ``closing`` is set when the server stops, and ends every wait."""
-    paths = _Paths(surface, closing)
+def build_app(surface: Surface, closing: trio.Event, *, listens_at: str) -> Starlette:
+    """Return the application. ``closing`` is set when the server stops, and ends every wait.
+
+    ``listens_at`` is the host of its TCP listener, which decides whether commands are taken there.
+    """
+    paths = _Paths(surface, closing, listens_at)
     routes: tuple[tuple[str, _Endpoint], ...] = (
         ("/healthz", paths.healthz),
         ("/readyz", paths.readyz),
@@ -62,9 +82,11 @@ def build_app(surface: Surface, closing: trio.Event) -> Starlette:
         ("/v1/shards", paths.shards),
         ("/v1/shards/{shard}", paths.shard),
         ("/v1/shards/{shard}/wait", paths.wait),
+        ("/v1/shards/{shard}/writer", paths.writer),
     )
+    command = Route("/v1/shards/{shard}/members/{verb}", paths.command, methods=["POST"])
     app = Starlette(
-        routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in routes],
+        routes=[*(Route(path, endpoint, methods=["GET"]) for path, endpoint in routes), command],
         middleware=[Middleware(Boundary, get_member=paths.get_member)],
         exception_handlers={BasenetError: _on_error, HTTPException: _on_http_error},
         lifespan=paths.lifespan,
@@ -77,9 +99,10 @@ def build_app(surface: Surface, closing: trio.Event) -> Starlette:
 class _Paths:
     """The endpoints, and the few facts of the node that never change while it runs."""
 
-    def __init__(self, surface: Surface, closing: trio.Event) -> None:
+    def __init__(self, surface: Surface, closing: trio.Event, listens_at: str) -> None:
         self._surface = surface
         self._closing = closing
+        self._listens_at = listens_at
         self._exposition = Exposition(surface.metrics)
         self._node_id = ""
         self._level = Level.FINAL
@@ -138,6 +161,8 @@ class _Paths:
                 "members": [member.node_id for member in node.members],
                 "roles": {member.node_id: member.role for member in node.members},
                 "endpoints": {member.node_id: member.endpoint for member in node.members},
+                "addresses": {member.node_id: member.address for member in node.members},
+                "connected": [member.node_id for member in node.members if member.is_connected],
                 "shards": {shard.shard: _progress(shard) for shard in node.shards},
             }
         )
@@ -157,28 +182,84 @@ class _Paths:
     async def wait(self, request: Request) -> Response:
         """Answer when a commit is safe, when the time is up, or when the daemon closes."""
         _check_query(request, _WAIT_QUERY)
-        seq = _parse_target(request)
+        seq, lineage = _parse_target(request)
         level = _parse_level(request.query_params.get("level"), self._level)
         timeout_s = _parse_timeout(request.query_params.get("timeout"))
-        shard = self._surface.shard_status(request.path_params["shard"]).shard
-        result = await self._wait_while(
+        status = self._surface.shard_status(request.path_params["shard"])
+        shard = status.shard
+        _check_lineage(shard, lineage, status.lineage)
+        result = await self._run_while(
             request.scope["client_gone"],
             lambda: self._surface.wait(shard, seq, level, timeout_s),
         )
-        if result is None and not self._closing.is_set():
-            return Response(status_code=_CLIENT_GONE)
         if result is None:
-            raise UnavailableError(
-                "the daemon is shutting down before the wait ended: ask again when it is back"
-            )
+            return self._unanswered("the wait")
+        # It may have become a child lineage meanwhile, or have had none at first.
+        _check_lineage(shard, lineage, result.lineage)
+        self._check_generation(request, shard)
         lag = max(0, result.seq - result.final_seq)
         return json_response(result, headers=_shard_headers(result.shard, result.final_seq, lag))
 
-    async def _wait_while(
-        self, client_gone: trio.Event, wait: Callable[[], Awaitable[WaitResult]]
-    ) -> WaitResult | None:
-        """Return what ``wait`` gives; None when the client or the server ended it before."""
-        result: WaitResult | None = None
+    def _check_generation(self, request: Request, shard: str) -> None:
+        """Raise `Orphaned` unless this node is the writer since before the commit was made.
+
+        What was committed here before it was deposed may be lost, though it writes again.
+        """
+        given = request.query_params.get("generation")
+        present = self._surface.shard_status(shard).generation
+        if given is not None and given != present:
+            raise Orphaned(
+                f"this node was not the writer of shard {shard} all the time since generation "
+                f"{given[:64]!r} (now {present!r}): what was committed meanwhile may have lost; "
+                "look whether it is there, and at `basenet orphans list`."
+            )
+
+    async def writer(self, request: Request) -> Response:
+        """Answer who the writer is: itself with 200, else by sending the client there."""
+        _check_query(request, frozenset())
+        status = self._surface.shard_status(request.path_params["shard"])
+        lag = max(0, status.captured_seq - status.final_seq)
+        headers = _shard_headers(status.shard, status.final_seq, lag)
+        if status.role is not ShardRole.WRITER:
+            if status.writer is None or status.writer_endpoint is None:
+                raise UnavailableError(_explain_no_writer(status))
+            place = f"{_base_url(status.writer_endpoint)}{request.url.path}"
+            headers = {**headers, "location": place}
+        body = {
+            "shard": status.shard,
+            "writer": status.writer,
+            "endpoint": status.writer_endpoint,
+            "lineage": status.lineage,
+            "epoch": status.epoch,
+            "view": status.view,
+        }
+        return json_response(body, status=307 if "location" in headers else 200, headers=headers)
+
+    async def command(self, request: Request) -> Response:
+        """Do what an operator of this host commands."""
+        check_operator(request, self._listens_at)
+        command = parse_command(request.path_params["verb"], request.query_params.multi_items())
+        shard = self._surface.shard_status(request.path_params["shard"]).shard
+        done = await self._run_while(
+            request.scope["client_gone"], lambda: self._surface.command(shard, command)
+        )
+        if done is None:
+            return self._unanswered("the command")
+        return json_response({"shard": shard, "verb": command.verb, "done": done})
+
+    def _unanswered(self, what: str) -> Response:
+        """Return what becomes of a request that the client or the server ended."""
+        if not self._closing.is_set():
+            return Response(status_code=_CLIENT_GONE)
+        raise UnavailableError(
+            f"the daemon is shutting down before {what} ended: ask again when it is back"
+        )
+
+    async def _run_while(
+        self, client_gone: trio.Event, action: Callable[[], Awaitable[_Result]]
+    ) -> _Result | None:
+        """Return what ``action`` gives; None when the client or the server ended it before."""
+        result: _Result | None = None
         failure: BasenetError | None = None
         async with trio.open_nursery() as nursery:
 
@@ -189,7 +270,7 @@ class _Paths:
             nursery.start_soon(cancel_at, client_gone)
             nursery.start_soon(cancel_at, self._closing)
             try:
-                result = await wait()
+                result = await action()
             except BasenetError as error:
                 failure = error  # raised below, where no nursery wraps it into a group
             nursery.cancel_scope.cancel()
@@ -209,18 +290,49 @@ def _check_query(request: Request, known: frozenset[str]) -> None:
             raise UsageError(f"the query parameter {name!r} is given twice: give it once")
 
 
-def _parse_target(request: Request) -> Seq | None:
-    """Return the seq to wait for, None for now."""
-    seq, now = request.query_params.get("seq"), request.query_params.get("now")
-    if now is not None and parse_switch(now):
-        if seq is not None:
-            raise UsageError("a wait is either for seq=N or for now=1: leave one of them out")
-        return None
-    if seq is None:
-        raise UsageError("a wait needs its commit: seq=N, or now=1 for the present one")
-    if not re.match(r"[0-9]{1,20}\Z", seq, re.ASCII) or int(seq) > SEQ_MAX:
-        raise UsageError(f"seq={seq[:64]!r} is not a seq: write a whole number, such as seq=42")
-    return Seq(int(seq))
+def _parse_target(request: Request) -> tuple[Seq | None, str | None]:
+    """Return the seq to wait for, None for now, and how its lineage begins, None for any."""
+    given = {name: request.query_params.get(name) for name in ("seq", "now", "cookie")}
+    if given["now"] is not None and not parse_switch(given["now"]):
+        given["now"] = None
+    said = [(name, text) for name, text in given.items() if text is not None]
+    if len(said) > 1:
+        raise UsageError("a wait is for seq=N, for now=1 or for a cookie: leave one of them out")
+    if not said:
+        raise UsageError("a wait needs its commit: seq=N, cookie=..., or now=1 for the present one")
+    name, text = said[0]
+    if name == "now":
+        return None, None
+    if name == "cookie":
+        lineage, seq = parse_cookie(text)
+        return seq, lineage
+    if not re.match(r"[0-9]{1,20}\Z", text, re.ASCII) or int(text) > SEQ_MAX:
+        raise UsageError(f"seq={text[:64]!r} is not a seq: write a whole number, such as seq=42")
+    return Seq(int(text)), None
+
+
+def _check_lineage(shard: str, expected: str | None, present: str | None) -> None:
+    """Raise `LineageMismatch` unless ``present``, if known, begins with ``expected``, if given."""
+    if expected and present and not present.startswith(expected):
+        raise LineageMismatch(
+            f"the cookie is of the lineage {expected}..., and shard {shard} is of {present}: what "
+            "it names was written in another history; read again without it"
+        )
+
+
+def _base_url(endpoint: str) -> str:
+    """Return ``endpoint``, host:port or a URL, as a URL without its end."""
+    url = endpoint if endpoint.startswith(("http://", "https://")) else f"http://{endpoint}"
+    return url.rstrip("/")
+
+
+def _explain_no_writer(status: ShardStatus) -> str:
+    if status.writer is None:
+        return f"shard {status.shard} has no writer that this node knows: ask again in a second"
+    return (
+        f"the writer of shard {status.shard} is {status.writer}, whose HTTP address this node does "
+        "not know"
+    )
 
 
 def _parse_level(text: str | None, default: Level) -> Level:
@@ -229,7 +341,9 @@ def _parse_level(text: str | None, default: Level) -> Level:
     try:
         return Level(text)
     except ValueError as error:
-        raise UsageError(f"level={text[:64]!r} is no level: write archived or final") from error
+        raise UsageError(
+            f"level={text[:64]!r} is no level: write archived, final or applied"
+        ) from error
 
 
 def _parse_timeout(text: str | None) -> float:
@@ -257,13 +371,18 @@ def _progress(shard: ShardStatus) -> dict[str, object]:
         "captured_seq": shard.captured_seq,
         "final_seq": shard.final_seq,
         "archived_seq": shard.archived_seq,
+        "applied_seq": shard.applied_seq,
+        "role": shard.role,
+        "writer": shard.writer,
     }
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, BasenetError), "registered for these only"
     shard = request.path_params.get("shard")
-    more = {"shard": shard} if shard is not None else {}
+    more: dict[str, object] = {"shard": shard} if shard is not None else {}
+    if isinstance(error, NotCaughtUp):
+        more["target_seq"] = error.target_seq
     return exception_response(error, request_id=request.scope["request_id"], **more)
 
 
@@ -273,7 +392,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     path, method = request.url.path[:256], request.method[:32]
     sentences = {
         404: f"there is nothing at {path!r}: the paths are in docs/operations.md",
-        405: f"{path!r} cannot be asked with {method}: everything here is a GET",
+        405: f"{path!r} cannot be asked with {method}: all is a GET, but a command is a POST",
     }
     return error_response(
         sentences.get(error.status_code, error.detail),

@@ -63,7 +63,7 @@ async def serve(
     ends it without the grace.
     """
     config = _configure()
-    app = ASGIWrapper(build_app(surface, stop))  # type: ignore[arg-type]  # (ASGI, twice typed)
+    app = ASGIWrapper(build_app(surface, stop, listens_at=listeners.address.host))  # type: ignore[arg-type]  # (ASGI, twice typed)
     state: LifespanState = {}
     try:
         async with trio.open_nursery() as nursery:

@@ -12,6 +12,7 @@ The words for a shard's progress, each at or behind the one before it::
     committed    in the application's WAL, told by the wal-index header
     captured     read, verified and numbered by us           captured_local, captured_seq
     final        durable in a quorum of journals (n=1: ours) final_seq
+    applied      final, and what this node's file holds      applied_seq
     archived     in the archive, signed                       archived_seq
 
 *Lag* is the distance from captured to archived (to final, when there is no archive): that is what
@@ -21,14 +22,19 @@ committed and not yet captured, and the time since the capturer last looked.
 Durations are milliseconds, moments are nanoseconds since 1970 as `time.time_ns` gives them, and a
 moment or distance that does not exist (yet) is None, never 0. A sentence is for people; programs
 read ``state`` and the numbers.
+
+The facts say what this node knows. A node alone is the writer of all its shards, and what needs
+peers is empty or zero.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
-from basenet.errors import UnavailableError
+from basenet.control.cookie import format_cookie
+from basenet.control.members import MembersCommand
+from basenet.errors import ConflictError, UnavailableError, UsageError
 from basenet.units import Seq, ShardId
 
 
@@ -47,6 +53,9 @@ class ShardState(StrEnum):
     CAPTURING = "capturing"
     """Every commit is being captured."""
 
+    FOLLOWING = "following"
+    """Another node is the writer: its final commits are applied here, writers here are fenced."""
+
     STOPPED = "stopped"
     """It gave up and captures nothing; ``error`` says why and what to do."""
 
@@ -54,7 +63,9 @@ class ShardState(StrEnum):
     """It was never taken: not SQLite, encrypted, another daemon's, ...; ``error`` says which."""
 
 
-READY_STATES = frozenset({ShardState.WAITING, ShardState.DETACHED, ShardState.CAPTURING})
+READY_STATES = frozenset(
+    {ShardState.WAITING, ShardState.DETACHED, ShardState.CAPTURING, ShardState.FOLLOWING}
+)
 """The states in which a shard is where it should be, so that the node can be ready."""
 
 
@@ -63,6 +74,50 @@ class Level(StrEnum):
 
     ARCHIVED = "archived"
     FINAL = "final"
+    APPLIED = "applied"
+    """In this node's database file, where a reader here sees what was committed elsewhere."""
+
+
+class ShardRole(StrEnum):
+    """What this node is to one shard."""
+
+    WRITER = "writer"
+    """Its application may write; standalone nodes are the writers of all their shards."""
+
+    REPLICA = "replica"
+    LEARNER = "learner"
+    """It applies what is final and does not vote: new, or removed, or of the role archive."""
+
+    WITNESS = "witness"
+    """It votes and holds no database."""
+
+
+class FenceState(StrEnum):
+    """What keeps the applications of this node from writing to one database."""
+
+    NONE = "none"
+    """There is no fence: standalone, or a witness."""
+
+    OPEN = "open"
+    """This node is the writer; the fence closes by itself when its lease is not renewed."""
+
+    CLOSED = "closed"
+    """Writers get SQLITE_BUSY."""
+
+    LOST = "lost"
+    """It was to be closed and nobody holds it: nothing is applied until it is held again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardMember:
+    """One node of one shard, as this node knows it."""
+
+    node_id: str
+    key: str  # its public key, hex
+    is_voter: bool = True
+    role: str = "validator"  # validator | witness | learner
+    is_connected: bool = True
+    final_seq: int | None = None  # None: it has not said yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +128,9 @@ class ShardStatus:
     path: str
     state: ShardState
     lineage: str | None = None  # hex; None before the genesis
+    # Names the uninterrupted time in which this node is the writer; None: it is not, or it is alone
+    # and nothing ends that time. A commit counts as safe only in the generation it was made in.
+    generation: str | None = None
     epoch: int = 0
     view: int = 0
     captured_local: int = 0  # commits captured in this journal's life, the last one's local number
@@ -99,6 +157,22 @@ class ShardStatus:
     regressed: int = 0  # REGRESSED frames written
     journal_bytes: int = 0
     error: str | None = None
+    role: ShardRole = ShardRole.WRITER
+    writer: str | None = None  # node id of the writer; None: not known now
+    writer_endpoint: str | None = None  # its HTTP address, where known
+    writable_until_ns: int | None = None  # end of the lease by this host's clock; None: no lease
+    members: tuple[ShardMember, ...] = ()
+    applied_seq: int = 0
+    unfinal_commits: int = 0  # captured here as the writer, not final
+    unfinal_bytes: int = 0
+    unfinal_ms: float = 0.0  # age of the oldest of them; 0: none
+    fence: FenceState = FenceState.NONE
+    orphans: int = 0  # orphan bundles of this shard in the data directory
+
+    @property
+    def apply_lag(self) -> int:
+        """How many final frames this node's file does not hold yet."""
+        return max(0, self.final_seq - self.applied_seq)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +180,11 @@ class Member:
     """One node of the cluster as this node knows it. Standalone has exactly one: itself."""
 
     node_id: str
-    role: str  # validator | archive
+    role: str  # validator | archive | witness
     endpoint: str | None = None  # HTTP address, where known
+    address: str | None = None  # host:port between nodes, where known
+    key: str | None = None  # its public key, hex
+    is_connected: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +240,11 @@ class ShardMetrics:
     frames_rejected_shard_mismatch: int = 0
     frames_rejected_seq_gap: int = 0
     apply_errors: int = 0
+    write_leases_lost: int = 0  # the writer here could not renew its lease in time
+    root_self_repairs: int = 0  # this node's own page hashes were wrong and were mended (Q8)
+
+
+EMPTY_HISTOGRAM: Final = HistogramSample(bounds=(), counts=(0,), total=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,12 +258,40 @@ class NodeMetrics:
     journal_bytes: int
     ready: bool
     lock_held: dict[str, HistogramSample]  # reason -> seconds that we held SQLite's write lock
+    fence_wait: HistogramSample = EMPTY_HISTOGRAM  # seconds from asking for a fence to holding it
+    loop_stall: HistogramSample = EMPTY_HISTOGRAM  # seconds by which the event loop's timer is late
+    journal_rollbacks: int = 0  # peers refused because their journal went back (Q9)
 
 
 class NotCaughtUp(UnavailableError):  # noqa: N818  (the word of the HTTP error body)
-    """A wait ended by its time-out, not by its commit; waiting again can help."""
+    """A wait ended by its time-out, not by its commit; waiting again can help.
+
+    ``target_seq`` is the seq that was waited for, None when it was not known yet.
+    """
 
     code = "not_caught_up"
+
+    def __init__(self, sentence: str, *, target_seq: int | None = None) -> None:
+        super().__init__(sentence)
+        self.target_seq = target_seq
+
+
+class LineageMismatch(ConflictError):  # noqa: N818  (the word of the HTTP error body)
+    """A cookie names a commit of another lineage than the shard now has."""
+
+    code = "lineage_mismatch"
+
+
+class Orphaned(ConflictError):  # noqa: N818  (the word of the HTTP error body)
+    """The commits that were waited for lost against another history and never become final."""
+
+    code = "orphaned"
+
+
+class Forbidden(UsageError):  # noqa: N818  (the word of the HTTP error body)
+    """What was asked may only be asked from this host, by its operator."""
+
+    code = "forbidden"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +304,10 @@ class WaitResult:
     level: Level
     archived_seq: int
     final_seq: int
+    cookie: str = ""  # made from lineage and seq, never given
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cookie", format_cookie(self.lineage, self.seq))
 
 
 class Surface(Protocol):
@@ -216,14 +330,25 @@ class Surface(Protocol):
         ...
 
     async def wait(self, shard: str, seq: Seq | None, level: Level, timeout_s: float) -> WaitResult:
-        """Return once the shard is archived or final up to ``seq``.
+        """Return once the shard is archived, final or applied here up to ``seq``.
 
         ``seq`` None means now: what the application has committed at this moment is captured first,
-        and the seq of its last frame is waited for.
+        and then these very commits are waited for, also when another frame gets their seq.
 
         Raises `NotFoundError` for an unknown shard, `NotCaughtUp` when ``timeout_s`` passed,
-        `UnavailableError` when the shard stopped or has no database, `UsageError` when ``level`` is
-        archived and there is no archive. It may be cancelled at any point: the client is gone, or
+        `Orphaned` when the present commits lost and never become final, `UnavailableError` when the
+        shard stopped or has no database, `UsageError` when ``level`` is archived and there is no
+        archive. It may be cancelled at any point: the client is gone, or
         the server closes.
+        """
+        ...
+
+    async def command(self, shard: str, command: MembersCommand) -> str:
+        """Do what an operator told about the members of ``shard``; return what was done.
+
+        Returns when it is done or durably begun; which, the sentence says. Raises `NotFoundError`
+        for an unknown shard or node, `ConflictError` when the shard's state forbids it,
+        `UnavailableError` when it needs nodes that do not answer, `UsageError` in standalone. It
+        may be cancelled at any point, which undoes nothing.
         """
         ...

@@ -8,6 +8,7 @@
 `daemon.shard`              one shard's life: wait, attach, birth or resume, follow, detach
 `daemon.session`            one attachment: everything between attach and letting go
 `daemon.chain`              a shard's chain in memory: loaded from the journal, or born
+`daemon.tracefile`          what the engines decide, written to BASE_TRACE_FILE
 `daemon.behind`             a file that lost commits, and how it gets them back
 `daemon.waker`              who is worth a look, rung at the doorbells of the shards
 `daemon.follow`             capture turns: when to look, in which thread

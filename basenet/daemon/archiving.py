@@ -38,7 +38,12 @@ from basenet.archive.publish import Publisher
 from basenet.archive.seal import Seal, TwoHistories
 from basenet.archive.snapshot import Snapshots
 from basenet.archive.tip import TipWriter
-from basenet.archive.uploader import ArchiveFacts, Uploader, UploadSettings
+from basenet.archive.uploader import (
+    WAITING_BYTES_MAX,
+    ArchiveFacts,
+    Uploader,
+    UploadSettings,
+)
 from basenet.daemon.chain import Parent
 from basenet.daemon.compare import make_parent, read_journal_facts
 from basenet.daemon.failures import only_error
@@ -60,6 +65,8 @@ log = structlog.get_logger()
 KEPT_BYTES: Final = 16 * MIB
 # At most this part of the journal's cap for each shard, since there may be hundreds of them.
 KEPT_SHARE: Final = 1_024
+# At most this part of it may wait for the end of a flush interval.
+_WAITING_SHARE: Final = 8
 _RETRY_S: Final = 1.0
 _RETRY_S_MAX: Final = 10.0
 _CLOSE_S: Final = 20.0
@@ -196,6 +203,7 @@ class Archiver:
         self.dropped += seq - max(self._shard.progress.archived_seq, self.broken_seq or 0)
         self.broken_seq = seq
         self.history.is_broken = True
+        self._shard.progress.wake()
         return self.uploader.skip(seq) if self.uploader is not None else 0
 
     async def confirm(self) -> bool:
@@ -462,6 +470,9 @@ class Archiver:
             trusted=self._node.trusted,
             settings=UploadSettings(
                 flush_interval_seconds=config.flush_interval_seconds,
+                waiting_bytes_max=min(
+                    WAITING_BYTES_MAX, config.journal_bytes_max // _WAITING_SHARE
+                ),
                 retry_deadline_seconds=config.retry_deadline_seconds,
             ),
         )

@@ -17,6 +17,7 @@ from typing import Final
 import structlog
 import trio
 
+from basenet.archive.keyring import make_writing_keyring
 from basenet.archive.store import Store, open_store
 from basenet.config.model import Config, Network
 from basenet.control.listeners import Listeners, open_listeners
@@ -28,6 +29,7 @@ from basenet.daemon.journalist import Journalist
 from basenet.daemon.keeper import Keeper
 from basenet.daemon.node import Node
 from basenet.daemon.supervisor import DESCRIPTORS_PER_SHARD, Supervisor, check_configured
+from basenet.daemon.tracefile import TraceFile
 from basenet.daemon.waker import Waker
 from basenet.errors import UsageError
 from basenet.journal.journal import Journal
@@ -52,9 +54,9 @@ async def run(config: Config, *, environment: Mapping[str, str], command: str | 
     Raises what makes a start impossible: `UsageError`, `ConflictError`, `CorruptionError`.
     """
     if config.network is Network.QUASAR:
-        raise UsageError(
-            "BASE_NETWORK=quasar is not served by this version of basenet: use standalone."
-        )
+        from basenet.daemon.cluster.service import run_cluster  # noqa: PLC0415  (cluster only)
+
+        return await run_cluster(config, environment=environment)
     check_configured(config)
     if not config.data_dir.absolute().parent.is_dir():
         raise UsageError(
@@ -69,11 +71,13 @@ async def run(config: Config, *, environment: Mapping[str, str], command: str | 
     )
     _announce_key(config, key)
     journal = await trio.to_thread.run_sync(Journal, config.data_dir)
+    _tell_copied(journal)
     listeners: Listeners | None = None
+    traces = TraceFile(config.trace_file) if config.trace_file else None
     wake = open_wake()
     try:
         listeners = open_listeners(config.listen_http, config.data_dir)
-        store = await _open_archive(config, environment)
+        store = await _open_archive(config, environment, key)
         node = Node(
             config=config,
             author=Author(
@@ -83,6 +87,7 @@ async def run(config: Config, *, environment: Mapping[str, str], command: str | 
             waker=Waker(wake),
             store=store,
             trusted=_trusted_keys(config, key),
+            traces=traces,
         )
         try:
             return await _Service(node, listeners, environment).run(command)
@@ -93,6 +98,8 @@ async def run(config: Config, *, environment: Mapping[str, str], command: str | 
         if listeners is not None:
             listeners.close()
         wake.close()
+        if traces is not None:
+            traces.close()
         journal.close()
 
 
@@ -117,17 +124,36 @@ def _announce_key(config: Config, key: SigningKey) -> None:
         )
 
 
+def _tell_copied(journal: Journal) -> None:
+    if journal.copied_from is not None:
+        log.warning(
+            "journal_copied",
+            path=str(journal.path),
+            journal_id=journal.journal_id.hex(),
+            copied_from=journal.copied_from.hex(),
+        )
+
+
 def _trusted_keys(config: Config, key: SigningKey) -> frozenset[PublicKeyBytes]:
     found = find_trusted_keys(option=None, configured=config.trusted_keys, data_dir=config.data_dir)
     return frozenset(found.publics if found else ()) | {key.public}
 
 
-async def _open_archive(config: Config, environment: Mapping[str, str]) -> Store | None:
+async def _open_archive(
+    config: Config, environment: Mapping[str, str], key: SigningKey
+) -> Store | None:
     if config.archive is None:
         return None
     # The loader knows every way of saying no.
     unconditional = {"BASE_ARCHIVE_UNCONDITIONAL": "1" if config.archive_unconditional else "0"}
-    return open_store(config.archive.url, environment={**environment, **unconditional})
+    keyring = make_writing_keyring(
+        config.archive_recipients,
+        config.archive_identity.reveal() if config.archive_identity else None,
+        key.signer(),
+    )
+    return open_store(
+        config.archive.url, environment={**environment, **unconditional}, keyring=keyring
+    )
 
 
 class _Service:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from basenet.daemon.framer import Framer, instant
+from basenet.daemon.tracefile import TraceFile
 from basenet.engine.alone import Alone
-from basenet.engine.ballot import continue_alone
+from basenet.engine.ballot import GENESIS_VIEW, begin_epoch, continue_alone
 from basenet.engine.genesis import write_genesis
 from basenet.engine.limits import Timing
 from basenet.engine.replica import Replica
@@ -40,6 +41,7 @@ from basenet.units import (
 from basenet.wire.codec import u8
 from basenet.wire.frame import Head
 from basenet.wire.merkle import StateTree, group_count
+from basenet.wire.message import Mark
 from basenet.wire.payload import ConfigPayload, Voter, decode_config, encode_config
 from basenet.wire.signature import Signer, is_signed
 from basenet.wire.tuples import Scope
@@ -84,7 +86,9 @@ class Parent:
     has_regressed: bool = False
 
 
-def load(journal: Journal, shard: ShardId, signer: Signer) -> tuple[ShardRecord, Framer] | None:
+def load(
+    journal: Journal, shard: ShardId, signer: Signer, traces: TraceFile | None = None
+) -> tuple[ShardRecord, Framer] | None:
     """Return what the journal holds of ``shard``, ready to go on; None before its genesis.
 
     Raises `CorruptionError` when the leaf hashes do not give the state root of the tip.
@@ -100,27 +104,42 @@ def load(journal: Journal, shard: ShardId, signer: Signer) -> tuple[ShardRecord,
             f"{record.tip.seq}: move journal.db and what begins with its name out of the data "
             "directory; basenet then continues as a child lineage of the archive."
         )
-    author = (signer, journal.journal_id)
-    replica = continue_chain(shard, config, record.tip, record.local_last, author)
+    # A copy of a journal has another id than its CONFIG says; what it captures until it becomes a
+    # child goes on where the journal stood.
+    named = {voter.key: voter.journal_id for voter in config.voters}
+    author = (signer, named.get(signer.public, journal.journal_id))
+    replica = continue_chain(shard, config, record.tip, record.local_last, author, traces)
     return record, Framer(replica, tree, shard=shard)
 
 
-def continue_chain(
+def continue_chain(  # noqa: PLR0917  (what one replica is made of)
     shard: ShardId,
     config: ConfigPayload,
     tip: Head,
     local_last: LocalNumber,
     author: tuple[Signer, JournalId],
+    traces: TraceFile | None = None,
+    *,
+    is_newborn: bool = False,
 ) -> Replica:
-    """Return the replica of this node, the only voter, ready to seal frames onto ``tip``."""
+    """Return the replica of this node, the only voter, ready to seal frames onto ``tip``.
+
+    ``traces``: where it tells what it decides. ``is_newborn``: ``tip`` is the genesis, and nothing
+    has been told of it yet.
+    """
     signer, journal_id = author
     now = instant()
+    ballot = continue_alone(config, tip)
+    if is_newborn:
+        ballot = begin_epoch(config, tip.epoch, Mark(GENESIS_VIEW, tip.seq, tip.hash))
+        if traces is not None:
+            traces.begin(shard, config, tip)
     replica = Replica(
         scope=Scope(config.lineage, shard),
         me=(signer.public, journal_id),
         signer=signer,
         verify=is_signed,
-        ballot=continue_alone(config, tip),
+        ballot=ballot,
         heads=(tip,),
         database=(tip.seq, tip.hash),
         local_last=local_last,
@@ -128,6 +147,7 @@ def continue_chain(
         timing=Timing(),
         now=now,
         draw=lambda low, high: low + secrets.randbelow(high - low + 1),
+        trace=None if traces is None else traces.tracer(shard, config.lineage),
     )
     # With one voter the ballot follows from the frames, so what boot would persist is there.
     replica.boot(now)
@@ -137,6 +157,13 @@ def continue_chain(
 def is_voter(config: bytes, signer: Signer) -> bool:
     """Return whether this node's key may continue a lineage with this CONFIG payload."""
     return signer.public in {voter.key for voter in decode_config(config).voters}
+
+
+def is_copied(config: bytes, author: Author) -> bool:
+    """Return whether this node's key writes the lineage of ``config``, from another journal."""
+    voters = {voter.key: voter.journal_id for voter in decode_config(config).voters}
+    key = author.signer.public
+    return key in voters and voters[key] != author.journal_id
 
 
 def groups_to_send(leaves: bytes, parent: Parent, page_size: int) -> set[int]:
@@ -165,7 +192,7 @@ def leaves_without(leaves: bytes, groups: Iterable[int]) -> bytes:
     return bytes(out)
 
 
-class _AllGroups(Mapping[int, bytes]):
+class AllGroups(Mapping[int, bytes]):
     """The leaf hashes of every group of a tree, made as they are asked for: there are many."""
 
     def __init__(self, tree: StateTree) -> None:
@@ -196,6 +223,7 @@ class Birth:
     local_last: LocalNumber
     parent: Parent | None = None
     beyond: tuple[Captured, ...] = ()
+    traces: TraceFile | None = None
 
     def __call__(self, journal: Journal) -> None:
         """Store genesis, leaf hashes and what lies beyond the parent, durable on return."""
@@ -217,7 +245,9 @@ class Birth:
             local_last=self.local_last,
         )
         author = (self.author.signer, self.author.journal_id)
-        replica = continue_chain(self.shard, config, first.head, self.local_last, author)
+        replica = continue_chain(
+            self.shard, config, first.head, self.local_last, author, self.traces, is_newborn=True
+        )
         framer = Framer(replica, tree, shard=self.shard)
         more = framer.frame(self.beyond).frames if self.beyond else ()
         cursor = self.beyond[-1].cursor if self.beyond else scan.cursor
@@ -233,7 +263,7 @@ class Birth:
                 page_size=tree.page_size,
                 db_pages=tree.db_pages,
                 cursor=cursor.encode(),
-                groups=_AllGroups(tree),
+                groups=AllGroups(tree),
             ),
         )
         if parent is not None and parent.is_archived:

@@ -78,6 +78,19 @@ async def make_parent(
     )
 
 
+async def make_parent_of_copy(journalist: Journalist, record: ShardRecord) -> Parent:
+    """Return what a copied journal continues as a child: its own history, up to its tip (Q4)."""
+    child = Child(
+        parent=record.lineage,
+        seq=record.tip.seq,
+        hash=record.tip.hash,
+        state=None,
+        is_forced=False,
+        archive_epoch=0,
+    )
+    return await make_parent(journalist, record.shard, child, record)
+
+
 def _split(groups: bytes, known: bytes) -> tuple[bytes | None, ...]:
     return tuple(
         groups[index * HASH_BYTES : (index + 1) * HASH_BYTES] if is_known else None

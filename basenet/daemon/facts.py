@@ -6,6 +6,7 @@ from typing import Final
 import trio
 
 from basenet import __version__
+from basenet.control.members import MembersCommand
 from basenet.control.surface import (
     READY_STATES,
     Level,
@@ -52,7 +53,9 @@ class Facts:
             version=__version__,
             network=config.network.value,
             role="validator",
-            members=[Member(node_id=author.node_id, role="validator")],
+            members=[
+                Member(node_id=author.node_id, role="validator", key=author.signer.public.hex())
+            ],
             shards=shards,
             ready=not reasons,
             reasons=reasons,
@@ -135,6 +138,8 @@ class Facts:
             regressed=shard.regressed,
             journal_bytes=progress.marks.waiting_bytes,
             error=shard.error,
+            writer=self._node.author.node_id,
+            applied_seq=progress.final_seq,
         )
 
     def _worst_case_loss_ms(self, shard: Shard, lag_ms: float) -> float:
@@ -199,6 +204,14 @@ class Facts:
             archive_losses=counts["archive_losses"],
         )
 
+    async def command(self, shard: str, command: MembersCommand) -> str:
+        """Refuse: a standalone node has no members to change; see `Surface`."""
+        self._find(shard)
+        raise UsageError(
+            f"this node is standalone, so there is nothing for members {command.verb} to change: "
+            "set BASE_NETWORK=quasar on every node first."
+        )
+
     async def check_health(self) -> None:
         """Return when the journal answered; raise `UnavailableError` when it cannot."""
         with trio.move_on_after(_HEALTH_S):
@@ -216,7 +229,7 @@ class Facts:
                 "BASE_ARCHIVE is off, so nothing is archived: wait with --level final."
             )
         progress = found.progress
-        reached = Seq(0)
+        reached, target = Seq(0), seq or Seq(0)
         with trio.move_on_after(timeout_s):
             while True:
                 target = Seq(await found.capture_now()) if seq is None else seq
@@ -232,7 +245,8 @@ class Facts:
             raise NotCaughtUp(
                 f"shard {shard} is {level.value} up to seq {at} after {timeout_s:g} s, not up to "
                 f"{seq if seq is not None else 'the present commit'}"
-                + (f": {archive.rstrip('.')}." if archive != _OK else ".")
+                + (f": {archive.rstrip('.')}." if archive != _OK else "."),
+                target_seq=target or None,
             )
         return WaitResult(
             shard=found.shard,
@@ -247,12 +261,13 @@ class Facts:
         """Return once ``target`` is reached; if archived, once it was seen in the archive."""
         while True:
             await shard.progress.wait_until(lambda: self._is_reached(shard, target, level))
-            if level is Level.FINAL or not target or await shard.archiver.confirm():
+            if level is not Level.ARCHIVED or not target or await shard.archiver.confirm():
                 return
 
     def _is_reached(self, shard: Shard, target: Seq, level: Level) -> bool:
         progress = shard.progress
-        if level is Level.FINAL and progress.final_seq >= target:
+        # What is final here came out of the file, so the file holds it.
+        if level is not Level.ARCHIVED and progress.final_seq >= target:
             return True
         # What lies in the archive is safe once a restore can begin there; and what the journal
         # remembers of it counts once the archive was asked.

@@ -8,11 +8,10 @@ since each would wake us; the order *watch again, then look once* leaves no comm
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
-from basenet.daemon.pump import Pump
 from basenet.daemon.waker import Waker
 from basenet.sqlite.attach import DetachedState
 from basenet.sqlite.capture import Capture, Gap, Rest, RestReason
@@ -25,6 +24,18 @@ _LET_GO_PAUSE_S: Final = 0.03
 _TURN_S_MAX: Final = 0.2
 
 
+class Pumping(Protocol):
+    """Who takes what is captured."""
+
+    async def room(self) -> None:
+        """Return when capture may go on reading."""
+        ...
+
+    async def drained(self) -> bool:
+        """Return True when all that was captured before is in frames; False: it ended before."""
+        ...
+
+
 class Follower:
     """Drives the capture of one attached database until it is detached or stopped."""
 
@@ -33,7 +44,7 @@ class Follower:
         *,
         key: str,
         capture: Capture,
-        pump: Pump,
+        pump: Pumping,
         waker: Waker,
         limiter: trio.CapacityLimiter,
         bridge: Callable[[Gap], Awaitable[None]],

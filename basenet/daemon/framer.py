@@ -11,16 +11,23 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from basenet.engine.effects import Finalize, Persist
 from basenet.engine.events import FrameCaptured, FramesCaptured, Instant
 from basenet.engine.replica import Replica
 from basenet.journal.records import Batch, FrameRow
 from basenet.sqlite.captured import Captured
-from basenet.units import SALT_BYTES, ZERO_HASH, LocalNumber, ShardId, StateRoot, TimestampNs
+from basenet.units import KIB, SALT_BYTES, ZERO_HASH, LocalNumber, ShardId, StateRoot, TimestampNs
 from basenet.wire.frame import Flag, encode_frame
 from basenet.wire.merkle import StateTree, group_count, leaf_hash
 from basenet.wire.payload import CommitPayload, encode_commit
+
+# Commits that come one by one are compressed together on their way to the archive (`wire.packed`),
+# where the images of one page share what they have in common. Until then each is as large as its
+# pages, in a journal that may have to hold them for days: so not where they come by the hundred.
+_SMALL_BYTES_MAX: Final = 32 * KIB
+_FEW: Final = 4
 
 
 def instant() -> Instant:
@@ -75,8 +82,10 @@ class Framer:
         changed: set[int] = set()
         cursor: bytes | None = None
         last = self.local_last
+        are_few = len(captured) <= _FEW
         for item in captured:
-            payload = self._encode(item)
+            is_small = item.raw_bytes <= _SMALL_BYTES_MAX
+            payload = self._encode(item, is_packed_later=are_few and is_small)
             root = self._advance(item, changed)
             events.append(self._event(item, payload, root, last))
             last = events[-1].local_last
@@ -93,16 +102,15 @@ class Framer:
             groups={group: tree.group_leaves(group) for group in changed if group < count},
         )
 
-    def _encode(self, item: Captured) -> bytes:
-        return encode_commit(
-            CommitPayload(
-                page_size=item.page_size,
-                db_pages=item.db_pages,
-                commits=item.commits,
-                pgnos=item.pgnos,
-                pages=item.pages,
-            )
+    def _encode(self, item: Captured, *, is_packed_later: bool) -> bytes:
+        payload = CommitPayload(
+            page_size=item.page_size,
+            db_pages=item.db_pages,
+            commits=item.commits,
+            pgnos=item.pgnos,
+            pages=item.pages,
         )
+        return encode_commit(payload, is_packed_later=is_packed_later)
 
     def _advance(self, item: Captured, changed: set[int]) -> StateRoot:
         """Hash the pages and, at the end of a run, move the tree; return the state root."""

@@ -1,9 +1,9 @@
-"""The one writer of the journal: all shards' batches share its fsyncs.
+"""The one writer of the journal: all shards share its fsyncs, with peers or without.
 
 Whoever has something to make durable hands it over and waits. While one transaction is being
-synced the next batches gather, so the rate of fsyncs is that of the disk and not that of the
-commits. The application's WAL is synced in the same turn, before the journal (P7): a frame never
-counts while the commit behind it could still be lost by SQLite.
+synced the next ones gather and become one, so the rate of fsyncs is that of the disk and not that
+of the commits. The application's WAL is synced in the same turn, before the journal (P7): a frame
+never counts while the commit behind it could still be lost by SQLite.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import trio
 
 from basenet.errors import BasenetError, UnavailableError
 from basenet.journal.journal import Journal, JournalBroken
-from basenet.journal.records import Batch
+from basenet.journal.records import Batch, Settled, Step
 
 log = structlog.get_logger()
 
@@ -25,9 +25,9 @@ _RETRY_S: Final = 1.0
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A batch to store, or another act on the journal, and whoever waits for it."""
+    """What to store, or another act on the journal, and whoever waits for it."""
 
-    batch: Batch | None
+    work: Batch | Step | Settled | None
     act: Callable[[Journal], None] | None
     sync: Callable[[], None] | None
     error: BasenetError | None = None
@@ -51,7 +51,15 @@ class Journalist:
 
     async def persist(self, batch: Batch, sync: Callable[[], None] | None) -> None:
         """Return when ``batch`` is durable; ``sync`` (of the WAL) is called before."""
-        await self._hand_over(_Request(batch=batch, act=None, sync=sync))
+        await self._hand_over(_Request(work=batch, act=None, sync=sync))
+
+    async def keep(self, step: Step, sync: Callable[[], None] | None) -> None:
+        """Return when ``step`` of a shard with peers is durable; ``sync`` (of the WAL) before."""
+        await self._hand_over(_Request(work=step, act=None, sync=sync))
+
+    async def settle(self, settled: Settled) -> None:
+        """Return when these frames of a shard with peers are final on disk."""
+        await self._hand_over(_Request(work=settled, act=None, sync=None))
 
     async def perform(
         self, act: Callable[[Journal], Result], sync: Callable[[], None] | None = None
@@ -63,7 +71,7 @@ class Journalist:
         """
         results: list[Result] = []
         await self._hand_over(
-            _Request(batch=None, act=lambda journal: results.append(act(journal)), sync=sync)
+            _Request(work=None, act=lambda journal: results.append(act(journal)), sync=sync)
         )
         return results[0]
 
@@ -135,16 +143,26 @@ class Journalist:
             if request.sync is not None:
                 _sync(request.sync)
                 request.sync = None
-        batches = [request.batch for request in requests if request.batch is not None]
-        if batches:
-            self.journal.store(batches)
-        # Before anything else can fail: what is tried again must not store them twice.
-        for request in requests:
-            request.batch = None
+        self._write_works([request for request in requests if request.work is not None])
         for request in requests:
             if request.act is not None:
                 request.error = _act(request.act, self.journal)
                 request.act = None
+
+    def _write_works(self, requests: list[_Request]) -> None:
+        """Write all in one transaction; where one spoils it, each in its own."""
+        works = [request.work for request in requests if request.work is not None]
+        if not works:
+            return
+        error = _act(lambda journal: journal.write(works), self.journal)
+        if error is not None and len(requests) > 1:
+            for request in requests:
+                self._write_works([request])
+            return
+        for request in requests:
+            request.error = error
+            # Before anything else can fail: what is tried again must not store it twice.
+            request.work = None
 
 
 def _act(act: Callable[[Journal], None], journal: Journal) -> BasenetError | None:

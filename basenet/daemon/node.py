@@ -10,6 +10,7 @@ from basenet.config.model import Config
 from basenet.control.histogram import Histogram
 from basenet.daemon.chain import Author
 from basenet.daemon.journalist import Journalist
+from basenet.daemon.tracefile import TraceFile
 from basenet.daemon.waker import Waker
 from basenet.units import PublicKeyBytes
 
@@ -31,6 +32,8 @@ class Node:
     waker: Waker
     store: Store | None
     trusted: frozenset[PublicKeyBytes]
+    # Where the engines tell what they decide (BASE_TRACE_FILE).
+    traces: TraceFile | None = None
     # For how many seconds we held SQLite's write lock, by the reason.
     lock_held: dict[str, Histogram] = field(default_factory=dict)
     # One shard asks the store whether it keeps conditions; the others find the answer.

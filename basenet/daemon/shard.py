@@ -32,6 +32,7 @@ from basenet.daemon import chain
 from basenet.daemon.archiving import Archiver
 from basenet.daemon.behind import Behind, find_behind, give_back
 from basenet.daemon.chain import Parent
+from basenet.daemon.compare import make_parent_of_copy
 from basenet.daemon.failures import only_error
 from basenet.daemon.framer import Framer
 from basenet.daemon.marks import Mark
@@ -412,6 +413,8 @@ class Shard:
         is_reborn, self._is_reborn = self._is_reborn, False
         if loaded is None and parent is None:
             parent = await self.archiver.find_parent()
+        if loaded is not None and parent is None and self._is_copy_alone(loaded[0]):
+            parent = await make_parent_of_copy(self._node.journalist, loaded[0])
         if loaded is None or parent is not None or is_reborn:
             self.record = loaded[0] if loaded is not None else None
             await self._give_birth(database, capture, parent)
@@ -432,6 +435,10 @@ class Shard:
         if flag is not None and record.tip.kind is not Kind.CONFIG:
             flag = await self._look_behind(database, record, flag)
         return framer, flag
+
+    def _is_copy_alone(self, record: ShardRecord) -> bool:
+        """Whether a copy of a journal must begin a child by itself: no archive will tell it to."""
+        return self._node.store is None and chain.is_copied(record.config, self._node.author)
 
     def _count_scan(self, *, is_scan: bool) -> None:
         """Remember whether we came too late to a file that we had let go.
@@ -503,7 +510,7 @@ class Shard:
             self._log.error("log_cut_off", wal=str(self._wal_path), commits=commits)
 
     def _load(self, journal: Journal) -> tuple[ShardRecord, Framer] | None:
-        return chain.load(journal, self.shard, self._node.author.signer)
+        return chain.load(journal, self.shard, self._node.author.signer, self._node.traces)
 
     def _adopt(self, record: ShardRecord) -> None:
         self.record = record
@@ -554,6 +561,7 @@ class Shard:
             local_last=self.record.local_last if self.record else LocalNumber(0),
             parent=parent,
             beyond=beyond,
+            traces=self._node.traces,
         )
 
     def _on_final(self, frames: Sequence[FinalFrame]) -> None:

@@ -8,15 +8,17 @@ When a snapshot is due is `archive.schedule`'s decision; what retention deletes 
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 from zlib import crc32
 
 import structlog
 import trio
 
+from basenet.archive.clock import SECOND_NS
+from basenet.archive.pageset import SnapshotSource
 from basenet.archive.prune import Pruner
 from basenet.archive.publish import Published
-from basenet.archive.schedule import SnapshotNeed, SnapshotPlan, plan_snapshot
+from basenet.archive.schedule import Reason, SnapshotNeed, SnapshotPlan, plan_snapshot
 from basenet.archive.snapshot import Snapshots
 from basenet.daemon.host import Host
 from basenet.daemon.node import Node
@@ -28,8 +30,18 @@ log = structlog.get_logger()
 
 _NO_SEQ: Final = Seq(0)
 _LOOK_S: Final = 1.0
+# A shard where nothing moves is looked at this rarely: a hundred of them are one process.
+_IDLE_LOOK_S: Final = 15.0
+# So long after the last commit a shard is quiet.
+_CALM_S: Final = 2.0
 _PRUNE_S_MIN: Final = 5.0
 _PRUNE_S_MAX: Final = 3600.0
+
+
+class Reader(SnapshotSource, Protocol):
+    """What a snapshot reads; ``keep_from``: the first frame that the journal must keep for it."""
+
+    keep_from: Seq | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,7 +76,7 @@ class Upkeep:
     ) -> None:
         """``is_archive_there`` says whether the archive took the last object."""
         self.history = history
-        self.reader: SnapshotReader | None = None
+        self.reader: Reader | None = None
         self.error: str | None = None
         self._node = node
         self._shard = shard
@@ -74,6 +86,8 @@ class Upkeep:
         self._log = log.bind(shard=shard.shard)
         self._failures = 0
         self._failed_ns = 0
+        self._seen_seq = _NO_SEQ
+        self._seen_s = float("-inf")
         # Shards that were born together take their snapshots one after the other.
         self._phase = (crc32(shard.shard.encode()) % 1_000) / 1_000
         self._prune_at_s = trio.current_time() + self._prune_pause_s
@@ -90,19 +104,40 @@ class Upkeep:
 
     def plan(self) -> SnapshotPlan:
         """Return when the next snapshot is due, and why."""
-        session, history = self._shard.session, self.history
+        history = self.history
         need = SnapshotNeed(
-            db_pages=session.framer.tree.db_pages if session else self._shard.db_pages,
+            db_pages=self.count_pages(),
             has_base=history.base_seq > 0,
             base_ns=history.base_ns,
             base_stored_bytes=history.stored_bytes,
             log_bytes=history.log_bytes,
             is_log_broken=history.is_broken,
+            is_busy=self._is_busy(),
             failures=self._failures,
             failed_ns=self._failed_ns,
         )
         interval_s = self._node.config.snapshot_interval_seconds
         return plan_snapshot(need, interval_seconds=interval_s, phase=self._phase)
+
+    def count_pages(self) -> int:
+        """Return how large the database is."""
+        session = self._shard.session
+        return session.framer.tree.db_pages if session else self._shard.db_pages
+
+    def is_attached(self) -> bool:
+        """Return whether the file can be read now."""
+        return self._shard.session is not None
+
+    def make_reader(self) -> Reader:
+        """Return what a snapshot reads."""
+        return SnapshotReader(self._node, self._shard)
+
+    def _is_busy(self) -> bool:
+        """Return whether commits came a moment ago, as far as anybody looked."""
+        seq, now_s = self._shard.progress.final_seq, trio.current_time()
+        if seq != self._seen_seq:
+            self._seen_seq, self._seen_s = seq, now_s
+        return now_s - self._seen_s < _CALM_S
 
     async def run(self) -> None:
         """Keep the archive in order for ever; only a conflict (a lost lease) ends it."""
@@ -116,10 +151,23 @@ class Upkeep:
                 self._prune_at_s = trio.current_time() + self._prune_pause_s
                 await self._tried("retention_failed", self._prune)
             else:
-                await trio.sleep(_LOOK_S)
+                await self._rest()
+
+    async def _rest(self) -> None:
+        """Return when something may be due: by the time, or since something moved."""
+        plan = self.plan()
+        waits = [_IDLE_LOOK_S, self._prune_at_s - trio.current_time()]
+        if plan.due_ns is not None:
+            waits.append((plan.due_ns - time.time_ns()) / SECOND_NS)
+        if plan.reason is Reason.LOG_SIZE:
+            waits.append(_CALM_S)  # it is due as soon as no more commits come
+        with trio.move_on_after(max(min(waits), _LOOK_S)):
+            await self._shard.progress.moved()
+            # Each commit moves something.
+            await trio.sleep(_LOOK_S)
 
     async def _snapshot_or_wait(self) -> None:
-        if self._shard.session is None:
+        if not self.is_attached():
             self._shard.want_attached()
             await trio.sleep(_LOOK_S)
         elif await self._tried("snapshot_failed", self._take_snapshot):
@@ -143,10 +191,10 @@ class Upkeep:
         return True
 
     async def _take_snapshot(self) -> None:
-        self.reader = SnapshotReader(self._node, self._shard)
+        self.reader = reader = self.make_reader()
         started_s = trio.current_time()
         try:
-            published = await self._snapshots.take(self.reader, before_manifest=self._wait_archived)
+            published = await self._snapshots.take(reader, before_manifest=self._wait_archived)
         finally:
             self.reader = None
         await self._remember(published)

@@ -11,10 +11,12 @@ from typing import Final
 
 from basenet.errors import UnavailableError
 from basenet.sqlite.captured import Captured
-from basenet.units import MIB, PARTIAL_RAW_BYTES_MAX
+from basenet.units import MIB
 
 # Enough to keep the pump busy over one slow fsync, little enough for many shards in one process.
-WAITING_BYTES_MAX: Final = 8 * MIB
+WAITING_BYTES_MAX: Final = 4 * MIB
+# What the pump takes at once: one journal transaction.
+TAKEN_BYTES_MAX: Final = 2 * MIB
 
 
 class Waiting:
@@ -60,8 +62,8 @@ class Waiting:
 
     @property
     def is_ample(self) -> bool:
-        """Whether what waits fills a frame, so that there is no use in waiting for more."""
-        return self._bytes >= PARTIAL_RAW_BYTES_MAX
+        """Whether what waits is as much as is taken at once: no use in waiting for more."""
+        return self._bytes >= TAKEN_BYTES_MAX
 
     @property
     def has_room(self) -> bool:
@@ -75,14 +77,14 @@ class Waiting:
             return sum(item.commits for item in self._items)
 
     def take(self) -> list[Captured]:
-        """Return and forget the first of what waits, in order: as much as fills a frame.
+        """Return and forget the first of what waits, in order: at most `TAKEN_BYTES_MAX`.
 
         A single piece is returned however large it is. The pump is woken for what is left.
         """
         with self._room:
             count = size = 0
             for item in self._items:
-                if count and size + item.raw_bytes > PARTIAL_RAW_BYTES_MAX:
+                if count and size + item.raw_bytes > TAKEN_BYTES_MAX:
                     break
                 size += item.raw_bytes
                 count += 1

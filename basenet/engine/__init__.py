@@ -20,6 +20,7 @@ and a failing run is its list of events. The rules are numbered in docs/protocol
 `engine.views`            coming into a view; `engine.justification`: where it may start
 `engine.membership`       CONFIG and transfer; `engine.configuration`: which may follow
 `engine.catchup`          frames by hash, final history
+`engine.adoption`         a state instead of a history that nobody has as frames any more
 `engine.reads`            how far a read must wait
 `engine.evidence`         what peers did that they may not; `engine.trace`: what was done
 `engine.limits`           every time and every bound, with its name
@@ -44,4 +45,7 @@ The driver's obligations:
 7. Let the application write only until `writable_until`, and lock it out at a `Fence`.
 8. Judge roots in the order of `Judge`, and answer every one of them.
 9. When a `Persist` fails, throw the replica away and make it anew from the journal.
+10. Where a `ServeFinal` asks for frames that are pruned, offer a state; take one over as
+    `engine.adoption` says.
+11. A witness has no database: when it leads, give it a `TransferWanted` to a voter with data.
 """

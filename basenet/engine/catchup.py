@@ -15,13 +15,10 @@ since whomever it asked also tells it what becomes final later.
 
 *Final history* arrives in pieces, each within one epoch with the certificate of its end, so an
 epoch is verified by the voters that the one before made final. What peers no longer hold comes as a
-snapshot, by way of the driver, which then makes the replica anew from `jumped`.
+state, by way of the driver, which then makes the replica anew (`engine.adoption`).
 """
 
-from dataclasses import replace
-
 from basenet.engine import finality
-from basenet.engine.ballot import Ballot
 from basenet.engine.effects import ServeFinal
 from basenet.engine.events import FinalReceived, FramesReceived, Instant
 from basenet.engine.limits import HEADS_MAX, LEARNERS_MAX, VIEW_BYTES_MAX
@@ -29,7 +26,7 @@ from basenet.engine.quorum import mark_of
 from basenet.engine.state import Reported, State
 from basenet.engine.tree import may_follow
 from basenet.errors import FrameCorrupt
-from basenet.units import PublicKeyBytes, Seq, View
+from basenet.units import PublicKeyBytes, Seq
 from basenet.wire.certificate import Certificate
 from basenet.wire.frame import Frame, Head, Kind
 from basenet.wire.message import Certified, Mark, Message, Need, SyncRequest
@@ -228,24 +225,3 @@ def is_whole(state: State, frames: list[Frame]) -> bool:
                 return False
         before = head
     return True
-
-
-def jumped(ballot: Ballot, final: Mark, certificate: Certificate | None) -> Ballot:
-    """Return the ballot after a snapshot of the same epoch was installed at ``final``.
-
-    What peers have pruned comes as a snapshot. ``certificate`` (verified by `quorum.is_certified`)
-    makes ``final`` final. Promises stay; a vote below what is final is one for it.
-    """
-    assert final.height >= ballot.final.height, "a snapshot below what is final"
-    view = View(max(ballot.view, final.view))
-    is_later = view > ballot.view
-    return replace(
-        ballot,
-        view=view,
-        vstart=None if is_later else ballot.vstart,
-        anchor=None if is_later else ballot.anchor,
-        justification=None if is_later else ballot.justification,
-        final=final,
-        certificate=certificate,
-        refused=tuple(one for one in ballot.refused if one.height > final.height),
-    )

@@ -26,7 +26,6 @@ from basenet.wire.payload import (
 )
 from basenet.wire.quorum import quorum_size
 
-_DATA_HOLDERS_MIN: Final = 2
 _WITNESS_VOTERS_MIN: Final = 3
 
 
@@ -73,16 +72,15 @@ def contradiction(old: ConfigPayload, new: ConfigPayload, author: PublicKeyBytes
 
 
 def holds_data(config: ConfigPayload) -> bool:
-    """Return whether no quorum is without data: 2 data holders, fewer than a quorum of witnesses.
+    """Return whether no quorum is without data: fewer than a quorum of witnesses (Q19).
 
-    Below 3 voters one data holder is enough (Q19).
+    From 3 voters on a quorum leaves one out, so that two hold data. Below, one is enough.
     """
     count = len(config.voters)
     witnesses = sum(voter.role == VoterRole.WITNESS for voter in config.voters)
     if count < _WITNESS_VOTERS_MIN:
         return witnesses < count
-    quorum = quorum_size(count, config.fault_model)
-    return count - witnesses >= _DATA_HOLDERS_MIN and witnesses < quorum
+    return witnesses < quorum_size(count, config.fault_model)
 
 
 def compute_succession(

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from basenet.engine.birth_events import KeepBirth, PeerConnected, SendBirth
 from basenet.engine.birth_record import BirthRecord
 from basenet.engine.placement import Peer
-from basenet.engine.quorum import Verify
 from basenet.units import JournalId, PublicKeyBytes, ShardId
 from basenet.wire.birth import BirthMessage, MemberRole
+from basenet.wire.certificate import Verify
 from basenet.wire.payload import FaultModel
 from basenet.wire.signature import AnySigner
 

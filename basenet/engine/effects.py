@@ -56,7 +56,11 @@ class SendFrames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeFinal:
-    """Send ``to`` the final history above ``above_height`` as `FinalReceived`, from the journal."""
+    """Send ``to`` the final history above ``above_height`` as `FinalReceived`, from the journal.
+
+    Where the journal no longer has the frame after ``above_height``, offer a state instead: see
+    `engine.adoption`, "Who asks for frames that are gone".
+    """
 
     to: PublicKeyBytes
     above_height: Seq

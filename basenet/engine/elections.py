@@ -41,22 +41,19 @@ def silence_deadline(state: State) -> Instant:
     return Instant(max(turn.entered_at, state.heard_at) + patience)
 
 
-def progress_deadline(state: State) -> Instant:
-    """Return until when what is pending may stay so."""
-    return Instant(state.turn.progress_at + state.timing.progress)
-
-
 def over_at(state: State) -> Instant:
     """Return when this view should end, if nothing happens until then; the past: now."""
-    turn, leader = state.turn, state.leader
+    turn = state.turn
     if turn.is_spoiled or turn.is_quiet:
         return LONG_AGO
     if state.is_leading:
         return FOREVER
-    if leader in state.lost and leader != state.key:
+    if state.lost and state.leader in state.lost and state.leader != state.key:
         return LONG_AGO
-    silence = silence_deadline(state)
-    return min(silence, progress_deadline(state)) if state.is_pending else silence
+    over = silence_deadline(state)
+    if state.is_pending:
+        over = min(over, Instant(turn.progress_at + state.timing.progress))
+    return over
 
 
 def is_expired(state: State, now: Instant) -> bool:
@@ -90,7 +87,8 @@ def lead_on(state: State, now: Instant) -> None:
     turn = state.turn
     if turn.is_quiet:
         return
-    if turn.is_spoiled or now >= quorum_deadline(state, now):
+    heard = state.liveness.quorum_heard_at(state.lineage, now)
+    if turn.is_spoiled or now >= quorum_deadline(state, heard):
         turn.is_quiet = True
         state.liveness.unlead(state.lineage, now)
         state.effects.append(Fence(epoch=state.epoch, view=state.view))
@@ -98,10 +96,9 @@ def lead_on(state: State, now: Instant) -> None:
         proposing.repeat(state, now)
 
 
-def quorum_deadline(state: State, now: Instant) -> Instant:
-    """Return until when a leader goes on without hearing a quorum."""
-    heard = max(state.liveness.quorum_heard_at(state.lineage, now), state.turn.entered_at)
-    return Instant(heard + state.timing.check_quorum)
+def quorum_deadline(state: State, heard: Instant) -> Instant:
+    """Return until when a leader goes on that last heard a quorum at ``heard``."""
+    return Instant(max(heard, state.turn.entered_at) + state.timing.check_quorum)
 
 
 def follow_on(state: State, now: Instant) -> None:
@@ -150,10 +147,12 @@ def on_wish(state: State, sender: PublicKeyBytes, message: Wish, now: Instant) -
     data = state.scope.wish(message.epoch, message.view)
     if not state.verify(sender, message.signature, data):
         return
+    is_here = (state.electorate.first_phase, sender) in state.turn.voted_by
+    if state.is_leading and not state.turn.is_quiet and (message.view <= state.view or not is_here):
+        # Who never voted in this view may not know that it has begun, however idle it is by now.
+        final = state.final
+        state.send((sender,), proposing.make_proposal(state, final.height, final.hash))
     if message.view <= state.view:
-        if state.is_leading and not state.turn.is_quiet:
-            final = state.final
-            state.send((sender,), proposing.make_proposal(state, final.height, final.hash))
         return
     state.wishes[sender] = (message.view, now)
     mine = state.wishes.get(state.key)
@@ -280,23 +279,22 @@ def add_leader_times(state: State, now: Instant, times: list[Instant]) -> None:
         times.append(state.turn.resend_at)
     heard = state.liveness.quorum_heard_at(state.lineage, now)
     if is_pending or now - heard >= state.timing.suspicion:
-        times.append(quorum_deadline(state, now))
+        times.append(quorum_deadline(state, heard))
 
 
 def add_follower_times(state: State, now: Instant, times: list[Instant]) -> None:
     """Add when a follower has something to do; nothing while all is final and the leader there."""
-    turn, timing = state.turn, state.timing
+    turn = state.turn
     is_pending = state.is_pending
     is_at_ease = turn.is_established and turn.is_following and not turn.is_spoiled
     if is_at_ease and not is_pending and not state.wishes and not state.lost:
-        if now - views.heard_at(state) >= timing.suspicion:
+        if now - views.heard_at(state) >= state.timing.suspicion:
             # A wish that came to nothing may be so new that the next one has to wait.
             times.append(max(silence_deadline(state), state.wish_at))
         return
     over = over_at(state)
-    if now < over:
-        times.append(over)
-    if now >= over or state.key in state.wishes:
+    times.append(over if now < over else state.wish_at)
+    if state.key in state.wishes:
         times.append(state.wish_at)
     if is_pending and turn.is_established and not turn.is_quiet:
         times.append(turn.resend_at)

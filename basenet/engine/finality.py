@@ -20,10 +20,10 @@ on a branch that nobody remembers.
 from basenet.engine import views
 from basenet.engine.effects import EpochBegan, Fence, Finalize, Orphan, ServeFinal
 from basenet.engine.events import Instant
-from basenet.engine.quorum import COMMIT, is_certified, mark_of
+from basenet.engine.quorum import is_certified, mark_of
 from basenet.engine.state import State
 from basenet.units import FrameHash, Seq, View
-from basenet.wire.certificate import Certificate
+from basenet.wire.certificate import COMMIT, Certificate
 from basenet.wire.frame import Head, Kind
 from basenet.wire.message import Certified, Mark
 

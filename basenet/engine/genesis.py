@@ -8,10 +8,8 @@ public keys alone can check it. A genesis of one voter needs none: its author is
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from basenet.engine.ballot import FIRST_EPOCH, FIRST_VIEW
-from basenet.engine.quorum import Verify
 from basenet.errors import ChainBroken, FrameCorrupt
 from basenet.units import (
     FrameHash,
@@ -22,8 +20,9 @@ from basenet.units import (
     StateRoot,
     TimestampNs,
 )
-from basenet.wire.certificate import Certificate
+from basenet.wire.certificate import CONSENT, Certificate, Verify
 from basenet.wire.chain import check_genesis
+from basenet.wire.finality import found
 from basenet.wire.frame import (
     Flag,
     Frame,
@@ -37,9 +36,6 @@ from basenet.wire.frame import (
 from basenet.wire.payload import ConfigPayload, decode_config, encode_config
 from basenet.wire.signature import AnySigner
 from basenet.wire.tuples import Scope
-
-GENESIS_PHASE: Final = 0
-"""Beside 1 and 2 of votes: consent to a genesis can never pass for one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +143,7 @@ def certify(genesis: Genesis, promises: Mapping[PublicKeyBytes, bytes]) -> Certi
     """Return the certificate of ``genesis`` from the signatures of all its voters."""
     assert set(genesis.voters) <= set(promises), "a genesis without the consent of all its voters"
     return Certificate(
-        phase=GENESIS_PHASE,
+        phase=CONSENT,
         epoch=FIRST_EPOCH,
         view=FIRST_VIEW,
         height=genesis.head.seq,
@@ -157,24 +153,5 @@ def certify(genesis: Genesis, promises: Mapping[PublicKeyBytes, bytes]) -> Certi
 
 
 def check_complete(genesis: Genesis, certificate: Certificate | None, verify: Verify) -> None:
-    """Raise `ChainBroken` unless all voters of ``genesis`` have signed it."""
-    name = f"the genesis of lineage {genesis.lineage.hex()} of {genesis.head.shard!r}"
-    if certificate is None:
-        if len(genesis.voters) == 1:
-            return
-        raise ChainBroken(f"{name} names {len(genesis.voters)} voters and has no certificate")
-    place = (GENESIS_PHASE, FIRST_EPOCH, FIRST_VIEW, genesis.head.seq, genesis.hash)
-    found = (
-        certificate.phase,
-        certificate.epoch,
-        certificate.view,
-        certificate.height,
-        certificate.hash,
-    )
-    if found != place:
-        raise ChainBroken(f"{name} has the certificate of another frame or phase")
-    if [key for key, _ in certificate.votes] != sorted(genesis.voters):
-        raise ChainBroken(f"{name} lacks the consent of a voter, or has that of a stranger")
-    message = genesis.message
-    if not all(verify(key, signature, message) for key, signature in certificate.votes):
-        raise ChainBroken(f"{name} has a wrong signature in its certificate")
+    """Raise `ChainBroken` or `CertificateInvalid` unless all voters of ``genesis`` signed it."""
+    found(genesis.head, genesis.config, certificate, verify=verify)

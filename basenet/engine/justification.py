@@ -22,10 +22,16 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from basenet.engine.ballot import FIRST_VIEW, GENESIS_VIEW
-from basenet.engine.quorum import COMMIT, PREPARE, is_certified, mark_of
+from basenet.engine.quorum import is_certified, mark_of
 from basenet.engine.state import State
 from basenet.units import ZERO_HASH, FrameHash, PublicKeyBytes, Seq, View
-from basenet.wire.certificate import Certificate, encode_certificate
+from basenet.wire.certificate import (
+    COMMIT,
+    PREPARE,
+    Certificate,
+    encode_certificate,
+    is_ascending,
+)
 from basenet.wire.message import Justification, Mark, NewView, Refuse
 
 
@@ -54,7 +60,8 @@ def is_new_view_valid(state: State, message: NewView) -> bool:
     if message.sender not in state.electorate.journals or message.epoch != state.epoch:
         return False
     is_genesis = high.view == GENESIS_VIEW
-    if high.view >= message.view or (is_genesis and high != state.genesis) or not _ascends(proof):
+    is_encodable = proof is None or is_ascending(proof)
+    if high.view >= message.view or (is_genesis and high != state.genesis) or not is_encodable:
         return False
     data = new_view_bytes(state, message.view, high, proof)
     if not state.verify(message.sender, message.signature, data):
@@ -68,14 +75,6 @@ def is_new_view_valid(state: State, message: NewView) -> bool:
         and mark_of(proof) == high
         and is_certified(proof, state.scope, state.electorate, state.verify)
     )
-
-
-def _ascends(proof: Certificate | None) -> bool:
-    """Return whether the signers ascend, as they must before a record is made of them."""
-    if proof is None:
-        return True
-    keys = [key for key, _ in proof.votes]
-    return keys == sorted(set(keys))
 
 
 def is_refusal_valid(state: State, message: Refuse) -> bool:

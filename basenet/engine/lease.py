@@ -63,9 +63,13 @@ class _Beat:
 
 
 class _Led:
-    """A shard that this node leads."""
+    """A shard that this node leads.
 
-    __slots__ = ("followers", "led_at", "quorum", "since", "term")
+    ``sent_at``, ``heard_at``: of the newest grants of a quorum as they were at ``seen``, a count of
+    changes: a busy shard asks for them far more often than anybody grants anything.
+    """
+
+    __slots__ = ("followers", "heard_at", "led_at", "quorum", "seen", "sent_at", "since", "term")
 
     def __init__(
         self, term: Term, followers: tuple[Member, ...], quorum: int, since: int, now: Instant
@@ -75,6 +79,9 @@ class _Led:
         self.quorum = quorum
         self.since = since
         self.led_at = now
+        self.seen = -1
+        self.sent_at: Instant | None = None
+        self.heard_at: Instant | None = None
 
 
 class _Peer:
@@ -157,6 +164,7 @@ class Leases:
         self._timing = timing
         self._number = 0
         self._version = 0
+        self._changes = 0
         self._led: dict[Lineage, _Led] = {}
         self._peers: dict[PublicKeyBytes, _Peer] = {}
         # Shards whose quorum is looked at once, at these times; the times ascend.
@@ -204,8 +212,8 @@ class Leases:
             return LONG_AGO
         if led.quorum == 1:
             return FOREVER
-        sent = _newest([grant.sent_at for grant in self._grants(lineage, led)], led.quorum - 1)
-        return LONG_AGO if sent is None else self._timing.lease_from(sent)
+        self._look(lineage, led)
+        return LONG_AGO if led.sent_at is None else self._timing.lease_from(led.sent_at)
 
     def quorum_heard_at(self, lineage: Lineage, now: Instant) -> Instant:
         """Return when a quorum last granted ``lineage``, or when this node began to lead it."""
@@ -214,13 +222,22 @@ class Leases:
             return LONG_AGO
         if led.quorum == 1:
             return now
-        heard = _newest([grant.heard_at for grant in self._grants(lineage, led)], led.quorum - 1)
-        return led.led_at if heard is None else heard
+        self._look(lineage, led)
+        return led.led_at if led.heard_at is None else led.heard_at
 
     def needs_no_promise(self, lineage: Lineage) -> bool:
         """Return whether this node alone is the quorum of ``lineage``."""
         led = self._led.get(lineage)
         return led is not None and led.quorum == 1
+
+    def _look(self, lineage: Lineage, led: _Led) -> None:
+        """See anew what a quorum granted, if anything has changed."""
+        if led.seen == self._changes:
+            return
+        led.seen = self._changes
+        grants = list(self._grants(lineage, led))
+        led.sent_at = _newest([grant.sent_at for grant in grants], led.quorum - 1)
+        led.heard_at = _newest([grant.heard_at for grant in grants], led.quorum - 1)
 
     def _grants(self, lineage: Lineage, led: _Led) -> Iterable[_Grant]:
         for key, journal_id in led.followers:
@@ -338,6 +355,7 @@ class Leases:
         beat = peer.beats.get(ack.number)
         if beat is None or not self._is_signed(sender, ack):
             return
+        self._changes += 1
         if peer.journal_id != journal_id:
             peer.journal_id = journal_id
             peer.forget_grants(now)

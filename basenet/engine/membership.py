@@ -18,9 +18,10 @@ from basenet.engine.configuration import contradiction
 from basenet.engine.effects import SendFrames
 from basenet.engine.events import ConfigWanted, Instant, TransferWanted
 from basenet.engine.limits import WINDOW_FRAMES
-from basenet.engine.quorum import COMMIT, Electorate
+from basenet.engine.quorum import Electorate
 from basenet.engine.state import State, Wanted
 from basenet.units import LocalNumber, PublicKeyBytes, Seq, View
+from basenet.wire.certificate import COMMIT
 from basenet.wire.frame import Flag, Kind, seal
 from basenet.wire.message import Certified, Release
 from basenet.wire.payload import ConfigPayload, Voter, encode_config

@@ -27,9 +27,9 @@ from basenet.engine.effects import Judge, OwnFrame, SendFrames, ServeFinal
 from basenet.engine.events import FrameCaptured, Instant
 from basenet.engine.justification import Missing, dead_hashes, highest
 from basenet.engine.limits import SEND_HEADS_MAX, WINDOW_FRAMES
-from basenet.engine.quorum import COMMIT
 from basenet.engine.state import State
 from basenet.units import FrameHash, LocalNumber, PublicKeyBytes, Seq, TimestampNs
+from basenet.wire.certificate import COMMIT
 from basenet.wire.frame import Flag, Frame, Head, Kind, seal
 from basenet.wire.message import Justification, Mark, Need, NewView, Propose, Pull, Refuse
 

@@ -3,21 +3,14 @@
 How many are enough is computed in `wire.quorum`, which the readers of archives share: nowhere else.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Mapping
 
 from basenet.units import Epoch, JournalId, PublicKeyBytes, View
-from basenet.wire.certificate import Certificate
+from basenet.wire.certificate import COMMIT, PREPARE, Certificate, Verify, is_ascending
 from basenet.wire.message import Mark
 from basenet.wire.payload import ConfigPayload, FaultModel
 from basenet.wire.quorum import fault_limit, quorum_size
 from basenet.wire.tuples import Scope
-
-PREPARE: Final = 1
-COMMIT: Final = 2
-
-Verify = Callable[[PublicKeyBytes, bytes, bytes], bool]
-"""Whether ``public`` made ``signature`` for ``message``."""
 
 
 class Electorate:
@@ -82,10 +75,9 @@ def is_certified(
     The epoch is compared by the caller, who knows whose electorate this is.
     """
     votes = certificate.votes
-    keys = {key for key, _ in votes}
-    if len(keys) != len(votes) or len(keys) < electorate.quorum:
+    if len(votes) < electorate.quorum or not is_ascending(certificate):
         return False
-    if not keys <= electorate.journals.keys():
+    if any(key not in electorate.journals for key, _ in votes):
         return False
     message = scope.vote(
         certificate.epoch,

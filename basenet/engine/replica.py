@@ -55,11 +55,12 @@ from basenet.engine.events import (
 )
 from basenet.engine.limits import Timing
 from basenet.engine.liveness import Liveness, Member
-from basenet.engine.quorum import Verify, mark_of
+from basenet.engine.quorum import mark_of
 from basenet.engine.state import LONG_AGO, Draw, State
 from basenet.engine.trace import Trace, Tracer
 from basenet.engine.tree import Place, Tree
 from basenet.units import FrameHash, LocalNumber, PublicKeyBytes, Seq, TimestampNs
+from basenet.wire.certificate import Verify
 from basenet.wire.frame import Head, Kind
 from basenet.wire.message import (
     Certified,
@@ -76,7 +77,7 @@ from basenet.wire.message import (
     Vote,
     Wish,
 )
-from basenet.wire.payload import ConfigPayload
+from basenet.wire.payload import ConfigPayload, Voter
 from basenet.wire.signature import AnySigner
 from basenet.wire.tuples import Scope
 
@@ -87,9 +88,11 @@ _PUBLIC: Final = (SyncRequest, ReadIndexRequest, Certified)
 class Replica:
     """Steps one shard's state by events.
 
-    ``heads``: all that are held from the final frame (its own head, if any) upwards.
+    ``heads``: all that are held from the final frame (its own head, if any) upwards; those above it
+    that are of another epoch do not count.
     ``configs``: the content of every CONFIG frame among them. ``database``: the place that the
-    SQLite file holds, at or above ``ballot.final`` in this tree, or below it on the final chain.
+    SQLite file holds, at or above ``ballot.final`` in this tree, or below it on the final chain
+    (`engine.adoption.NOWHERE` while a state is being mended into it).
     ``draw``: chance, for an inclusive range. A new replica must be given `boot` before any event.
     """
 
@@ -113,10 +116,13 @@ class Replica:
         configs: Mapping[FrameHash, ConfigPayload] | None = None,
         trace: Trace | None = None,
     ) -> None:
-        tree = Tree((ballot.final.height, ballot.final.hash), heads)
+        final, epoch = ballot.final, ballot.epoch
+        # What an epoch left above the CONFIG that ended it is dead, and must not be linked there.
+        held = [head for head in heads if head.seq <= final.height or head.epoch == epoch]
+        tree = Tree((final.height, final.hash), held)
         known = configs or {}
         assert all(
-            head.hash in known or head.kind != Kind.CONFIG or head.seq <= ballot.final.height
+            head.hash in known or head.kind != Kind.CONFIG or head.seq <= final.height
             for head in tree.heads.values()
         ), "a CONFIG frame without its content: pass it in `configs`"
         self._state = State(
@@ -143,6 +149,9 @@ class Replica:
     def boot(self, now: Instant) -> list[Effect]:
         """Go on from the ballot; to be called once, before the first event."""
         state = self._state
+        # The lane may have served another replica of this shard before, in another view.
+        state.liveness.unlead(state.lineage, now)
+        state.liveness.refuse(state.lineage, now)
         if state.tracer is not None:
             state.tracer.restart(state.epoch, state.view, state.voted, state.prepared, state.final)
         finality.reconcile(state, now)
@@ -285,6 +294,15 @@ class Replica:
         """Whether this node votes in the present epoch."""
         return self._state.is_voter
 
+    def is_caught_up(self, voter: Voter, now: Instant) -> bool:
+        """Return whether a voter-to-be was heard of lately and is close to what is final (Q5)."""
+        return membership.is_caught_up(self._state, voter, now)
+
+    @property
+    def learners(self) -> Mapping[PublicKeyBytes, Seq]:
+        """How far the nodes that are no voters and asked this one said that they are."""
+        return {key: one.height for key, one in self._state.reported.items()}
+
     @property
     def local_last(self) -> LocalNumber:
         """The last commit of this node's application that is in a frame."""
@@ -335,21 +353,22 @@ def settle(state: State, now: Instant) -> None:
         voting.consider(state, now)
     if state.wishes:
         elections.check_wishes(state, now)
-    if elections.is_new_view_due(state, now):
+    if not state.turn.is_established and elections.is_new_view_due(state, now):
         elections.send_new_view(state, now)
     if state.wanted is not None:
         membership.settle(state, state.wanted, now)
     turn = state.turn
     if not turn.is_established:
         proposing.try_start(state, now)
-    elif not turn.is_following:
+    elif not (turn.is_following or state.is_leader):
         views.follow(state, now)
 
 
 def wake_at(state: State, now: Instant) -> Instant | None:
     """Return when something is due; None when nothing is, however long nothing happens."""
-    times = [read.until for read in state.reads.values()]
-    times += [read.again_at for read in state.reads.values()]
+    times: list[Instant] = []
+    for read in state.reads.values():
+        times += (read.until, read.again_at)
     if not state.is_voter:
         times.append(state.sync_at)
         return min(times)
@@ -362,7 +381,7 @@ def wake_at(state: State, now: Instant) -> Instant | None:
         elections.add_leader_times(state, now, times)
     else:
         elections.add_follower_times(state, now, times)
-    return min(times, default=None)
+    return min(times) if times else None
 
 
 def _on_certified(state: State, sender: PublicKeyBytes, message: Certified, now: Instant) -> None:

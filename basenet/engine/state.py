@@ -14,7 +14,7 @@ The tree holds heads only. Payloads stay in the journal, but for CONFIGs, which 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from basenet.engine.ballot import FIRST_VIEW, GENESIS_VIEW, Ballot
 from basenet.engine.effects import Effect, Orphan, OwnFrame, Persist, Report, Send
@@ -22,10 +22,11 @@ from basenet.engine.events import ConfigWanted, Instant
 from basenet.engine.evidence import Evidence
 from basenet.engine.limits import Timing
 from basenet.engine.liveness import Liveness, Member
-from basenet.engine.quorum import Electorate, Verify
+from basenet.engine.quorum import Electorate
 from basenet.engine.trace import Tracer
 from basenet.engine.tree import Tree
 from basenet.units import Epoch, FrameHash, LocalNumber, PublicKeyBytes, Seq, View
+from basenet.wire.certificate import Certificate, Verify
 from basenet.wire.frame import Frame, Head, Kind
 from basenet.wire.message import (
     Mark,
@@ -38,9 +39,6 @@ from basenet.wire.message import (
 from basenet.wire.payload import ConfigPayload
 from basenet.wire.signature import AnySigner
 from basenet.wire.tuples import Scope
-
-if TYPE_CHECKING:
-    from basenet.wire.certificate import Certificate
 
 NEVER: Final = Instant(2**63 - 1)
 LONG_AGO: Final = Instant(0)
@@ -283,10 +281,10 @@ class State:
     @property
     def is_pending(self) -> bool:
         """Whether something that I know of is not final, or this view has not made anything so."""
-        turn = self.turn
+        turn, final = self.turn, self.final
         if turn.proposals or not turn.is_established:
             return bool(turn.proposals)
-        return self.final.view < self.view or self.tree.tip[0] > self.final.height
+        return final.view < self.view or self.tree.tip[0] > final.height
 
     def sign(self, message: bytes) -> bytes:
         """Sign with this node's key."""

@@ -122,13 +122,10 @@ def make_new_view(state: State) -> NewView:
 
 
 def follow(state: State, now: Instant) -> None:
-    """Grant the lease to the leader of the view, once no older promise stands."""
-    turn = state.turn
-    if turn.is_following or not turn.is_established or state.is_leader:
-        return
+    """Grant the lease to the leader of the established view, once no older promise stands."""
     if now < state.liveness.promised_until(state.lineage):
         return
-    turn.is_following = True
+    state.turn.is_following = True
     leader = state.leader
     member = (leader, state.electorate.journals[leader])
     state.liveness.follow(state.lineage, state.epoch, state.view, member, now)

@@ -28,10 +28,10 @@ from basenet.engine.configuration import contradiction
 from basenet.engine.effects import Judge
 from basenet.engine.events import Instant, Judged
 from basenet.engine.limits import PROPOSALS_MAX, REFUSALS_MAX
-from basenet.engine.quorum import COMMIT, PREPARE, form, is_certified, mark_of
+from basenet.engine.quorum import form, is_certified, mark_of
 from basenet.engine.state import State
 from basenet.units import FrameHash, PublicKeyBytes, Seq
-from basenet.wire.certificate import Certificate
+from basenet.wire.certificate import COMMIT, PREPARE, Certificate
 from basenet.wire.frame import Head, Kind
 from basenet.wire.message import Certified, Mark, Propose, Refuse, SyncRequest, Vote
 

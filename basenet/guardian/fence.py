@@ -24,11 +24,12 @@ connected (Q10).
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from basenet.errors import ConflictError, UnavailableError
-from basenet.guardian.header import repair_header
+from basenet.guardian.header import HEADER_BYTES, repair_header
 from basenet.sqlite import locks
+from basenet.sqlite.walindex import decode_header
 
 _DEAD_MAN_BYTE: Final = 128
 _LAST_SHARED_BYTE: Final = locks.SHARED_FIRST_BYTE + locks.SHARED_BYTES - 1
@@ -46,33 +47,64 @@ class FenceState(StrEnum):
 class Fence:
     """The locks of one database."""
 
-    def __init__(self, path: Path, *, database_inode: tuple[int, int]) -> None:
-        """Take the locks that always stand, on the file at ``path``.
+    def __init__(
+        self, path: Path, *, database: int, shm: int, state: FenceState = FenceState.OPEN
+    ) -> None:
+        """Keep the locks of ``database`` and ``shm``, open descriptors of what is at ``path``.
 
-        ``database_inode``: (st_dev, st_ino) of the file that the daemon means. The daemon has an
-        SQLite connection open that has read, so -shm exists. The fence itself is still open.
-
-        Raises `ConflictError` if another file is at ``path`` or another owner has it, and
-        `UnavailableError` if it cannot be opened or its log is not there.
+        Closes the descriptors when it is dropped. Whether the write lock is among the locks of a
+        fence that is not `OPEN` shows when it is closed.
         """
         self.path = path
-        self.state = FenceState.OPEN
+        self.state = state
         self.open_until = 0
-        self._database = self._shm = -1
+        self._database, self._shm = database, shm
+        self._inodes = (_inode(database), _inode(shm))
+
+    @classmethod
+    def set_up(cls, path: Path, *, database_inode: tuple[int, int]) -> Self:
+        """Return a fence, still open, on the file at ``path``, with the locks that always stand.
+
+        ``database_inode``: (st_dev, st_ino) of the file that the daemon means. The daemon has an
+        SQLite connection open that has read, so -shm exists.
+
+        Raises `ConflictError` if another file is at ``path`` or another owner has it, and
+        `UnavailableError` if it cannot be opened, its log is not there, or somebody is alone with
+        it.
+        """
+        opened: list[int] = []
         try:
-            self._database = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            self._shm = os.open(f"{path}-shm", os.O_RDWR | os.O_CLOEXEC)
-            self._inodes = tuple(_inode(each) for each in (self._database, self._shm))
-            self._take_standing_locks(database_inode)
-        except OSError as error:
-            self.drop()
+            opened.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            opened.append(os.open(f"{path}-shm", os.O_RDWR | os.O_CLOEXEC))
+            fence = cls(path, database=opened[0], shm=opened[1])
+            fence._take_standing_locks(database_inode)
+        except BaseException as error:
+            for descriptor in opened:
+                os.close(descriptor)
+            if not isinstance(error, OSError):
+                raise
             raise UnavailableError(
                 f"the fence of {path} cannot be set up ({error.strerror}); see that the database "
                 "is in WAL mode and that this user may write to it"
             ) from error
-        except ConflictError:
-            self.drop()
-            raise
+        return fence
+
+    @classmethod
+    def found(cls, path: Path) -> Self:
+        """Return a fence, still open, on whatever database lies at ``path``.
+
+        Raises `UnavailableError` or `ConflictError` while that is none, or one whose log nobody has
+        opened yet: SQLite must have recovered it, which needs the lock that a fence takes.
+        """
+        try:
+            found = path.stat()
+            with Path(f"{path}-shm").open("rb") as shm:
+                header = decode_header(shm.read(HEADER_BYTES))
+        except OSError:
+            header = None
+        if header is None:
+            raise UnavailableError(f"{path} is no database that is in use in WAL mode.")
+        return cls.set_up(path, database_inode=(found.st_dev, found.st_ino))
 
     def _take_standing_locks(self, database_inode: tuple[int, int]) -> None:
         if self._inodes[0] != database_inode:
@@ -87,7 +119,7 @@ class Fence:
             locks.try_lock(self._database, _LAST_SHARED_BYTE, is_shared=True)
             and locks.try_lock(self._shm, _DEAD_MAN_BYTE, is_shared=True)
         ):
-            raise ConflictError(
+            raise UnavailableError(
                 f"{self.path} is held exclusively by an application (locking_mode=EXCLUSIVE, or a "
                 "connection that is just being opened); it is tried again"
             )
@@ -115,11 +147,20 @@ class Fence:
         self.open_until = 0
         repair_header(self._shm)
 
+    def repair(self) -> None:
+        """Repair a header over which the daemon died that applied under the closed fence."""
+        if self.state is FenceState.CLOSED:
+            repair_header(self._shm)
+
     def open(self, until: int) -> None:
         """Release the write lock until the instant ``until``."""
         locks.unlock(self._shm, locks.WAL_WRITE_BYTE)
         self.state = FenceState.OPEN
         self.open_until = until
+
+    def is_of(self, database_inode: tuple[int, int]) -> bool:
+        """Return whether this fences the database ``database_inode`` and it is in its place."""
+        return self._inodes[0] == database_inode and self.is_in_place()
 
     def is_in_place(self) -> bool:
         """Return whether the files at the path are still those that are locked."""

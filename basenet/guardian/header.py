@@ -12,6 +12,7 @@ from typing import Final
 from basenet.sqlite.walindex import decode_header
 
 _COPY_BYTES: Final = 48
+HEADER_BYTES: Final = 2 * _COPY_BYTES
 
 
 def repair_header(shm: int) -> bool:

@@ -2,13 +2,19 @@
 
 Called from one thread only. Time is CLOCK_BOOTTIME in nanoseconds and an argument, so that suspend
 counts and tests need not wait.
+
+A fence is known by its path and outlives the daemon: the next one guards it again under a number of
+its own, and it does not open in between. When another file lies at the path, the old file's locks
+stay, and the new file is fenced, too, as soon as it is a WAL database that somebody has opened: its
+*heir*, which becomes the fence when a daemon guards the new file.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from basenet.errors import BasenetError
+from basenet.errors import BasenetError, ConflictError
 from basenet.guardian.fence import Fence, FenceState
 from basenet.guardian.protocol import (
     Close,
@@ -16,6 +22,7 @@ from basenet.guardian.protocol import (
     Failed,
     Guard,
     Held,
+    Ready,
     Renew,
     Replaced,
     ToDaemon,
@@ -28,16 +35,25 @@ if TYPE_CHECKING:
 Tell = Callable[[ToDaemon, tuple[int, ...]], None]
 """Send a message to the daemon, with descriptors."""
 
+# Files looked at per tick, in turn: with 10,000 fences each is looked at every 10 s, and a tick
+# stays below a millisecond.
+LOOKS_MAX: Final = 100
+
 
 @dataclass(slots=True, kw_only=True)
 class _Entry:
-    """A fence, the daemon's number for it, and what it is waited for."""
+    """A fence, the daemon's number for it, and what the daemon is owed.
+
+    ``ticket``: of the question that HELD will answer, None when nothing was asked; 0 is GUARD's,
+    whose answer carries the descriptors.
+    """
 
     fence: Fence
-    number: int
+    number: int | None
+    ticket: int | None
     is_waited_for: bool = False  # a thread waits for the lock
-    owes_held: bool = True  # the daemon wants to hear HELD once it is closed
     is_doomed: bool = False  # dropped while a thread waited
+    heir: Fence | None = None  # of the file that lies at the path now
 
 
 class Keeper:
@@ -49,6 +65,32 @@ class Keeper:
         self._wait_for = wait_for
         self._entries: dict[int, _Entry] = {}
         self._by_path: dict[Path, _Entry] = {}
+        self._round: list[_Entry] = []
+
+    @property
+    def fences(self) -> tuple[Fence, ...]:
+        """Every fence there is, the daemon's or not; one of a replaced file before its heir."""
+        owned = [(entry.fence, entry.heir) for entry in self._by_path.values()]
+        return tuple(fence for pair in owned for fence in pair if fence is not None)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether no application can begin to write to any fenced database."""
+        return not any(
+            entry.fence.state in (FenceState.OPEN, FenceState.CLOSING)
+            for entry in self._by_path.values()
+        )
+
+    def adopt(self, fences: Iterable[Fence]) -> None:
+        """Take over fences that this process held before it was exec'd anew, and close them."""
+        for fence in fences:
+            if (replaced := self._by_path.get(fence.path)) is not None:
+                replaced.heir = fence
+                fence.close()
+                continue
+            entry = _Entry(fence=fence, number=None, ticket=None)
+            self._by_path[fence.path] = entry
+            self._close(entry)
 
     def handle(self, message: ToGuardian, now: int) -> None:
         """Do what the daemon says."""
@@ -59,27 +101,37 @@ class Keeper:
                 self._drop(message.fence)
             case Close():
                 if (entry := self._entries.get(message.fence)) is not None:
-                    entry.owes_held = True
+                    entry.ticket = message.ticket
                     self._close(entry)
             case Renew():
                 for number, until in message.leases:
                     self._renew(number, until, now)
+            case Ready():
+                pass  # the parent's business
 
     def tick(self, now: int) -> int | None:
         """Close what has run out; return when the next fence does, None if none is open."""
+        self._look_around()
         earliest: int | None = None
-        for entry in self._entries.values():
-            if not self._look(entry) or entry.fence.state is not FenceState.OPEN:
-                continue
-            if entry.fence.open_until <= now:
+        for entry in self._by_path.values():
+            state = entry.fence.state
+            # One that is being closed is tried again, too: all threads may be waiting for others.
+            if state is FenceState.CLOSING or (
+                state is FenceState.OPEN and entry.fence.open_until <= now
+            ):
                 self._close(entry)
+            elif state is not FenceState.OPEN:
+                continue
             elif earliest is None or entry.fence.open_until < earliest:
                 earliest = entry.fence.open_until
         return earliest
 
     def on_locked(self, fence: Fence, now: int) -> None:
         """Note that a waiter's thread has got the lock of ``fence``."""
-        entry = self._by_path[fence.path]
+        entry = self._by_path.get(fence.path)
+        if entry is None or entry.fence is not fence:
+            fence.drop()  # another file took its place meanwhile
+            return
         entry.is_waited_for = False
         if entry.is_doomed:
             del self._by_path[fence.path]
@@ -87,13 +139,13 @@ class Keeper:
         elif fence.state is FenceState.OPEN and fence.open_until > now:
             # It was released while the thread waited.
             fence.open(fence.open_until)
-        else:
+        elif fence.state is not FenceState.REPLACED:
             fence.mark_closed()
             self._say_held(entry)
 
     def close_all(self) -> None:
         """Close every fence: the daemon is dead, or a new one is about to start."""
-        for entry in self._entries.values():
+        for entry in self._by_path.values():
             self._close(entry)
 
     def forget_daemon(self) -> None:
@@ -101,35 +153,60 @@ class Keeper:
 
         The locks stay; a fence that the next daemon guards again never opens in between.
         """
-        self.close_all()
+        for entry in self._by_path.values():
+            entry.number = entry.ticket = None
+            entry.fence.repair()
         self._entries.clear()
+        self._round.clear()
+        self.close_all()
 
     def _guard(self, message: Guard) -> None:
+        inode = (message.device, message.inode)
         entry = self._by_path.get(message.path)
         try:
+            if entry is not None and not entry.fence.is_of(inode):
+                entry = self._inherit(entry, inode)
             if entry is None:
-                inode = (message.device, message.inode)
-                fence = Fence(message.path, database_inode=inode)
-                entry = _Entry(fence=fence, number=message.fence)
+                fence = Fence.set_up(message.path, database_inode=inode)
+                entry = _Entry(fence=fence, number=message.fence, ticket=0)
                 self._by_path[message.path] = entry
         except BasenetError as error:
-            self._tell(Failed(fence=message.fence, reason=str(error)), ())
+            is_conflict = isinstance(error, ConflictError)
+            failed = Failed(fence=message.fence, is_conflict=is_conflict, reason=str(error))
+            self._tell(failed, ())
             return
-        entry.number, entry.owes_held, entry.is_doomed = message.fence, True, False
+        entry.number, entry.ticket, entry.is_doomed = message.fence, 0, False
+        if entry.fence.state is FenceState.REPLACED:
+            entry.fence.state = FenceState.CLOSING  # the file was put back
         self._entries[message.fence] = entry
-        if self._look(entry):
-            self._close(entry)
+        self._close(entry)
 
     def _drop(self, number: int) -> None:
         entry = self._entries.pop(number, None)
         if entry is None:
             return
+        entry.number = entry.ticket = None
+        _drop_heir(entry)
         if entry.is_waited_for:
             # Its descriptor must not be closed under the thread: the number could be used again.
             entry.is_doomed = True
             return
         del self._by_path[entry.fence.path]
         entry.fence.drop()
+
+    def _inherit(self, entry: _Entry, database_inode: tuple[int, int]) -> _Entry | None:
+        """Let go of a fence whose file is not at its path any more; return its heir's entry."""
+        del self._by_path[entry.fence.path]
+        if entry.number is not None:
+            self._entries.pop(entry.number, None)
+        if not entry.is_waited_for:
+            entry.fence.drop()
+        heir = entry.heir
+        if heir is None or not heir.is_of(database_inode):
+            _drop_heir(entry)
+            return None
+        self._by_path[heir.path] = inherited = _Entry(fence=heir, number=None, ticket=None)
+        return inherited
 
     def _renew(self, number: int, until: int, now: int) -> None:
         entry = self._entries.get(number)
@@ -138,10 +215,12 @@ class Keeper:
         if entry.fence.state is FenceState.OPEN:
             entry.fence.open_until = max(entry.fence.open_until, until)
             return
-        entry.owes_held = False
+        entry.ticket = None
         entry.fence.open(until)
 
     def _close(self, entry: _Entry) -> None:
+        if entry.fence.state is FenceState.REPLACED:
+            return
         if entry.fence.close():
             self._say_held(entry)
         elif not entry.is_waited_for:
@@ -149,17 +228,45 @@ class Keeper:
             self._wait_for(entry.fence)
 
     def _say_held(self, entry: _Entry) -> None:
-        if entry.owes_held and entry.number in self._entries:
-            entry.owes_held = False
-            self._tell(Held(fence=entry.number), entry.fence.descriptors())
+        if entry.ticket is None or entry.number is None:
+            return
+        held = Held(fence=entry.number, ticket=entry.ticket)
+        self._tell(held, entry.fence.descriptors() if entry.ticket == 0 else ())
+        entry.ticket = None
 
-    def _look(self, entry: _Entry) -> bool:
-        """Return whether the fenced file is still in its place; tell the daemon once if not."""
+    def _look_around(self) -> None:
+        """See whether the next few files are still those that are fenced."""
+        for _ in range(min(LOOKS_MAX, len(self._entries))):
+            if not self._round:
+                self._round = list(self._entries.values())
+            self._look(self._round.pop())
+
+    def _look(self, entry: _Entry) -> None:
+        """Tell the daemon, once, when another file lies where the fenced one was."""
+        if entry.number is None:
+            return  # dropped since the round began
         if entry.fence.state is FenceState.REPLACED:
-            return False
+            _fence_heir(entry)
+            return
         if entry.fence.is_in_place():
-            return True
+            return
         entry.fence.close()
         entry.fence.state = FenceState.REPLACED
         self._tell(Replaced(fence=entry.number), ())
-        return False
+
+
+def _fence_heir(entry: _Entry) -> None:
+    """Fence what lies at the path of a replaced file, if that can be done now."""
+    if entry.heir is None:
+        with contextlib.suppress(BasenetError):
+            entry.heir = Fence.found(entry.fence.path)
+    elif entry.heir.is_in_place():
+        entry.heir.close()
+    else:
+        _drop_heir(entry)
+
+
+def _drop_heir(entry: _Entry) -> None:
+    if entry.heir is not None:
+        entry.heir.drop()
+        entry.heir = None

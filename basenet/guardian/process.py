@@ -15,7 +15,7 @@ from typing import Final
 
 from basenet.guardian.fence import Fence
 from basenet.guardian.keeper import Keeper
-from basenet.guardian.protocol import PACKET_BYTES_MAX, ToDaemon, decode, encode
+from basenet.guardian.protocol import PACKET_BYTES_MAX, Ready, ToDaemon, decode, encode
 from basenet.guardian.waiters import Waiters
 
 TICK_S: Final = 0.1
@@ -30,7 +30,9 @@ def now_ns() -> int:
 class GuardianLoop:
     """Serves one daemon at a time; fences outlive it."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Call ``on_ready`` when a daemon says that it serves."""
+        self._on_ready = on_ready
         self._selector = selectors.DefaultSelector()
         self._locked: deque[Fence] = deque()
         self._bell_out, self._bell_in = socket.socketpair()
@@ -103,7 +105,16 @@ class GuardianLoop:
         if not packet:
             self.daemon_ended()
             return
-        message = decode(packet)
+        try:
+            message = decode(packet)
+        except ValueError:
+            # A daemon that talks nonsense is a bug, and no reason to let go of the fences. It sees
+            # the end of the socket, ends, and is started again.
+            self.daemon_ended()
+            return
+        if isinstance(message, Ready):
+            self._on_ready()
+            return
         self.keeper.handle(message, now_ns())  # type: ignore[arg-type]  # the daemon's direction
 
     def _tell(self, message: ToDaemon, descriptors: tuple[int, ...]) -> None:

@@ -5,17 +5,21 @@ chooses, so that one packet renews the leases of all shards of the node, 12 byte
 
 ::
 
-    to the guardian                                       to the daemon
-    GUARD    fence u32 | dev u64 | ino u64 | path          HELD      fence u32     (with GUARD also
-    DROP     fence u32                                               two descriptors, SCM_RIGHTS)
-    CLOSE    fence u32                                     FAILED    fence u32 | reason
-    RENEW    (fence u32 | until u64) *                     REPLACED  fence u32
+    to the guardian                                     to the daemon
+    GUARD  fence u32 | dev u64 | ino u64 | path         HELD      fence u32 | ticket u32
+    DROP   fence u32                                    FAILED    fence u32 | conflict u8 | reason
+    CLOSE  fence u32 | ticket u32                       REPLACED  fence u32
+    RENEW  (fence u32 | until u64) *
+    READY
 
 ``until``: CLOCK_BOOTTIME in nanoseconds, absolute: a message that is late opens nothing (P18). HELD
-answers GUARD and CLOSE, as soon as the write lock is ours; the daemon injects only after it.
+answers GUARD (ticket 0, with descriptors of database and -shm as SCM_RIGHTS) and CLOSE, as soon as
+the write lock is ours; the daemon injects only after it. The ticket tells which CLOSE is answered:
+a HELD that crosses a RENEW on its way must not be taken for the answer to a later question.
 """
 
 import os
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -26,7 +30,11 @@ from typing import Final
 PACKET_BYTES_MAX: Final = 128 * 1024
 RENEWALS_MAX: Final = 8_000
 
+# The daemon's end of the pair, as the guardian tells it; a name that the loader does not look at.
+GUARDIAN_FD: Final = "BASENET_GUARDIAN_FD"
+
 _KIND_AND_FENCE: Final = Struct(">BI")
+_TICKET: Final = Struct(">I")
 _GUARD: Final = Struct(">QQ")
 _RENEWAL: Final = Struct(">IQ")
 
@@ -38,6 +46,7 @@ class Kind(IntEnum):
     DROP = 2
     CLOSE = 3
     RENEW = 4
+    READY = 5
     HELD = 16
     FAILED = 17
     REPLACED = 18
@@ -62,9 +71,10 @@ class Drop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Close:
-    """Close this fence now."""
+    """Close this fence now; ``ticket``, from 1, comes back with HELD."""
 
     fence: int
+    ticket: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,17 +85,27 @@ class Renew:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """The daemon serves: the application may start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
     """The fence is closed."""
 
     fence: int
+    ticket: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The fence could not be set up; ``reason`` is a sentence."""
+    """The fence could not be set up; ``reason`` is a sentence.
+
+    ``is_conflict``: somebody else has the database; otherwise trying again can help.
+    """
 
     fence: int
+    is_conflict: bool
     reason: str
 
 
@@ -96,45 +116,67 @@ class Replaced:
     fence: int
 
 
-ToGuardian = Guard | Drop | Close | Renew
+ToGuardian = Guard | Drop | Close | Renew | Ready
 ToDaemon = Held | Failed | Replaced
 
 
-_NUMBER_ONLY: Final[dict[Kind, type[Drop | Close | Held | Replaced]]] = {
+_NUMBER_ONLY: Final[dict[Kind, type[Drop | Replaced]]] = {
     Kind.DROP: Drop,
-    Kind.CLOSE: Close,
-    Kind.HELD: Held,
     Kind.REPLACED: Replaced,
 }
-_KINDS: Final = {found: kind for kind, found in _NUMBER_ONLY.items()}
+_TICKETED: Final[dict[Kind, type[Close | Held]]] = {Kind.CLOSE: Close, Kind.HELD: Held}
+_KINDS: Final = {found: kind for kind, found in (_NUMBER_ONLY | _TICKETED).items()}
 
 
 def encode(message: ToGuardian | ToDaemon) -> bytes:
     """Return the packet of ``message``."""
-    if isinstance(message, Guard):
-        head = _KIND_AND_FENCE.pack(Kind.GUARD, message.fence)
-        return head + _GUARD.pack(message.device, message.inode) + os.fsencode(message.path)
-    if isinstance(message, Renew):
-        assert len(message.leases) <= RENEWALS_MAX, "renewals are cut into packets"
-        return bytes([Kind.RENEW]) + b"".join(_RENEWAL.pack(*each) for each in message.leases)
-    if isinstance(message, Failed):
-        return _KIND_AND_FENCE.pack(Kind.FAILED, message.fence) + message.reason.encode()
+    match message:
+        case Guard():
+            head = _KIND_AND_FENCE.pack(Kind.GUARD, message.fence)
+            return head + _GUARD.pack(message.device, message.inode) + os.fsencode(message.path)
+        case Renew():
+            assert len(message.leases) <= RENEWALS_MAX, "renewals are cut into packets"
+            return bytes([Kind.RENEW]) + b"".join(_RENEWAL.pack(*each) for each in message.leases)
+        case Ready():
+            return bytes([Kind.READY])
+        case Failed():
+            head = _KIND_AND_FENCE.pack(Kind.FAILED, message.fence)
+            return head + bytes([message.is_conflict]) + message.reason.encode(errors="replace")
+        case Close() | Held():
+            kind = _KINDS[type(message)]
+            return _KIND_AND_FENCE.pack(kind, message.fence) + _TICKET.pack(message.ticket)
     return _KIND_AND_FENCE.pack(_KINDS[type(message)], message.fence)
 
 
 def decode(packet: bytes) -> ToGuardian | ToDaemon:
-    """Return the message of a packet that the other end of our own socket pair sent."""
-    if packet[0] == Kind.RENEW:
-        return Renew(leases=tuple(_RENEWAL.iter_unpack(packet[1:])))
-    kind, fence = _KIND_AND_FENCE.unpack_from(packet)
+    """Return the message of a packet; raises `ValueError` when it is none.
+
+    The other end is our own program: a packet that is none is a bug there, which must not become
+    the end of the guardian here.
+    """
+    try:
+        if packet[0] == Kind.RENEW:
+            return Renew(leases=tuple(_RENEWAL.iter_unpack(packet[1:])))
+        if packet == bytes([Kind.READY]):
+            return Ready()
+        return _decode_numbered(packet)
+    except (struct.error, IndexError, KeyError, ValueError) as error:
+        raise ValueError(f"a packet of {len(packet)} bytes is no message") from error
+
+
+def _decode_numbered(packet: bytes) -> ToGuardian | ToDaemon:
+    number, fence = _KIND_AND_FENCE.unpack_from(packet)
+    kind = Kind(number)
     rest = packet[_KIND_AND_FENCE.size :]
-    if kind == Kind.GUARD:
+    if kind is Kind.GUARD:
         device, inode = _GUARD.unpack_from(rest)
         path = Path(os.fsdecode(rest[_GUARD.size :]))
         return Guard(fence=fence, device=device, inode=inode, path=path)
-    if kind == Kind.FAILED:
-        return Failed(fence=fence, reason=rest.decode())
-    return _NUMBER_ONLY[Kind(kind)](fence=fence)
+    if kind is Kind.FAILED:
+        return Failed(fence=fence, is_conflict=bool(rest[0]), reason=rest[1:].decode())
+    if kind in _TICKETED:
+        return _TICKETED[kind](fence=fence, ticket=_TICKET.unpack(rest)[0])
+    return _NUMBER_ONLY[kind](fence=fence)
 
 
 def renewals(leases: Iterable[tuple[int, int]]) -> Iterator[Renew]:

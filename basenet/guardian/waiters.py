@@ -5,6 +5,7 @@ waits for its lock gets the lock all the same, for the moment that its keeper ne
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -12,6 +13,7 @@ from typing import Final
 from basenet.guardian.fence import Fence
 
 WAITERS_MAX: Final = 16
+_AGAIN_S: Final = 0.1
 
 
 class Waiters:
@@ -43,13 +45,17 @@ class Waiters:
                     self._threads -= 1
                     return
                 fence = self._queue.popleft()
-            try:
-                fence.wait_closed()
-            except OSError:
-                # The fence was dropped meanwhile: its descriptor is closed.
-                with self._lock:
-                    self._waiting.discard(fence)
-                continue
+            while not _wait(fence):
+                time.sleep(_AGAIN_S)
             with self._lock:
                 self._waiting.discard(fence)
             self._on_locked(fence)
+
+
+def _wait(fence: Fence) -> bool:
+    """Wait for the lock of ``fence``; return False when the kernel had no room for a lock."""
+    try:
+        fence.wait_closed()
+    except OSError:
+        return False
+    return True

@@ -41,10 +41,12 @@ from basenet.errors import (
     BasenetError,
     ConflictError,
     CorruptionError,
+    FrameCorrupt,
     UnavailableError,
     UsageError,
 )
-from basenet.journal import schema
+from basenet.journal import identity, migration, schema
+from basenet.journal.identity import Identity
 from basenet.units import KIB, MIB
 
 Result = TypeVar("Result")
@@ -93,6 +95,8 @@ class JournalFile:
         `UnavailableError` when the disk is full, `JournalBroken` when the disk fails.
         """
         self.path = directory / "journal.db"
+        self.jcount = 0
+        """How many transactions are durable; known once `identify` was called."""
         self._readers: list[apsw.Connection] = []
         self._is_broken = False
         self._is_closed = False
@@ -105,7 +109,7 @@ class JournalFile:
             with _explaining_start(self.path):
                 self._writer = _connect(self.path)
                 opened.callback(self._close_connections)
-                _set_up(self._writer, self.path)
+                _set_up(self._writer, self.path, self._descriptor)
                 self._writer.set_wal_hook(self._on_log_grown)
             self._opened = opened.pop_all()
 
@@ -121,6 +125,20 @@ class JournalFile:
         while self._readers:
             self._readers.pop().close()
         self._writer.close()
+
+    def identify(self) -> Identity:
+        """Return which journal this is; a copy takes a new id, durable on return.
+
+        Raises `ValueError` when the journal does not know itself, and otherwise what `transact`
+        raises.
+        """
+        with self.reading() as connection:
+            self.jcount, known, recorded = identity.read(connection)
+        found = identity.find_place(self._descriptor)
+        told = identity.judge(known, recorded, found)
+        if recorded != found:
+            self.transact(lambda connection: identity.record(connection, told.journal_id, found))
+        return told
 
     # Transactions
 
@@ -138,6 +156,7 @@ class JournalFile:
                 result = write(self._writer)
                 self._writer.execute("UPDATE meta SET value = value + 1 WHERE key = 'jcount'")
                 self._writer.execute("COMMIT")
+                self.jcount += 1
             except BaseException:
                 # After most of its own errors SQLite has rolled back already.
                 if self._writer.in_transaction:
@@ -287,7 +306,7 @@ def _explaining_start(path: Path) -> Iterator[None]:
                 "or set BASE_DATA_DIR to another directory."
             ) from error
         raise damaged(path, str(error)) from error
-    except UnicodeDecodeError as error:
+    except (FrameCorrupt, ValueError) as error:
         raise damaged(path, str(error)) from error
 
 
@@ -333,10 +352,10 @@ def _connect(path: Path) -> apsw.Connection:
     return connection
 
 
-def _set_up(connection: apsw.Connection, path: Path) -> None:
+def _set_up(connection: apsw.Connection, path: Path, descriptor: int) -> None:
     """Make the file a journal if it is empty; raise `UsageError` if it cannot be one."""
-    is_empty = schema.is_empty(connection, str(path))
-    if is_empty:
+    version = schema.read_version(connection, str(path))
+    if version == 0:
         connection.pragma("page_size", _PAGE_BYTES)
         # It costs no measurable time per frame, lets the file shrink, and makes the deletion of
         # large records ten times faster: SQLite then knows their pages without reading them.
@@ -348,5 +367,7 @@ def _set_up(connection: apsw.Connection, path: Path) -> None:
         )
     connection.pragma("synchronous", "FULL")
     connection.pragma("journal_size_limit", _LOG_BYTES_KEPT)
-    if is_empty:
-        schema.create(connection)
+    if version == 0:
+        schema.create(connection, identity.new_meta(identity.find_place(descriptor)))
+    elif version != schema.VERSION:
+        migration.migrate(connection, path, identity.find_place(descriptor))

@@ -13,6 +13,9 @@ the frame at which so many bytes lie is found by bisection::
             |____|________|__________|____|
     bytes_begin 700                       bytes_end
 
+Of a shard with peers the log holds the final frames, of any author. They come out of the branch by
+`move`, and there local numbers may be missing: those of orphaned commits.
+
 A `FrameLog` is a value: what it returns counts once the transaction is durable.
 """
 
@@ -20,7 +23,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 from zlib import crc32
 
 import apsw
@@ -29,10 +32,20 @@ from basenet.errors import CorruptionError, UsageError
 from basenet.journal import schema
 from basenet.journal.records import FrameRow, PastRoot
 from basenet.units import LocalNumber, Seq, ShardId, StateRoot
-from basenet.wire.frame import Flag, decode_head
+from basenet.wire.frame import Flag, Head, decode_head
 
 _PARTIAL: Final = int(Flag.PARTIAL)
 _DELETE: Final = "DELETE FROM frame WHERE id BETWEEN ? AND ?"
+
+
+class MovedRow(NamedTuple):
+    """A row of the branch that becomes one of the log: which, how long, its local numbers."""
+
+    head: Head
+    row_id: int
+    size: int
+    local_first: int
+    local_last: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +78,7 @@ class FrameLog:
         """
         if not rows:
             return self
-        if rows[-1].head.seq > schema.SEQ_MAX:
-            raise UsageError(
-                f"frame {rows[-1].head.seq} of shard {rows[-1].head.shard} is beyond "
-                f"{schema.SEQ_MAX}, the last that a journal can hold: archive the database under "
-                "another shard id."
-            )
+        require_room(rows[-1].head)
         local_last, bytes_end = self.local_last, self.bytes_end
         bindings = []
         for seq, row in enumerate(rows, self.seq_last + 1):
@@ -96,6 +104,45 @@ class FrameLog:
         return replace(
             self,
             seq_whole=whole[-1] if whole else self.seq_whole,
+            seq_last=rows[-1].head.seq,
+            bytes_end=bytes_end,
+            local_last=local_last,
+        )
+
+    def move(self, connection: apsw.Connection, rows: Sequence[MovedRow]) -> "FrameLog":
+        """Copy ``rows`` of the branch behind the last frame, inside SQLite; the last one is whole.
+
+        Raises `UsageError` when their seqs are beyond what a row id can hold.
+        """
+        require_room(rows[-1].head)
+        local_last, bytes_end = self.local_last, self.bytes_end
+        bindings = []
+        for seq, row in enumerate(rows, self.seq_last + 1):
+            assert row.head.seq == seq, "a gap between two frames of a shard"
+            first, last = row.local_first, row.local_last
+            if last < first:
+                first, last = local_last + 1, local_last
+            assert first > local_last, "local numbers moved backwards"
+            local_last = LocalNumber(last)
+            bytes_end += row.size
+            bindings.append(
+                (
+                    schema.frame_id(self.number, seq),
+                    int(row.head.flags),
+                    first,
+                    last,
+                    bytes_end,
+                    row.head.state_root,
+                    row.row_id,
+                )
+            )
+        connection.executemany(
+            "INSERT INTO frame SELECT ?, ?, ?, ?, ?, crc, ?, record FROM branch WHERE id = ?",
+            bindings,
+        )
+        return replace(
+            self,
+            seq_whole=rows[-1].head.seq,
             seq_last=rows[-1].head.seq,
             bytes_end=bytes_end,
             local_last=local_last,
@@ -250,6 +297,15 @@ def empty_log(number: int, seq_last: Seq, local_last: LocalNumber) -> FrameLog:
         bytes_end=0,
         local_last=local_last,
     )
+
+
+def require_room(head: Head) -> None:
+    """Raise `UsageError` if the seq of ``head`` is beyond what a row id can hold."""
+    if head.seq > schema.SEQ_MAX:
+        raise UsageError(
+            f"frame {head.seq} of shard {head.shard} is beyond {schema.SEQ_MAX}, the last that a "
+            "journal can hold: archive the database under another shard id."
+        )
 
 
 def _rotten(seq: int, what: str) -> CorruptionError:

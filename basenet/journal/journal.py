@@ -12,36 +12,60 @@ it is neither and is captured again from the application's WAL::
              dropped     | archived,    | waits for    | pieces of a PARTIAL run: tip, cursor and
                          | kept to mend | the archive  | leaf hashes still stand at 90
 
-``jcount`` grows with every transaction; a journal that comes back from a backup shows it.
+A shard with peers has more to remember, and its frames wait in a branch until they are final: see
+`journal.replica`. What is said here of frames is then said of the final ones.
+
+``jcount`` grows with every transaction; a journal that comes back from a backup shows it. A journal
+that was copied takes a new id (`journal.identity`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import apsw
 
-from basenet.errors import FrameCorrupt, UsageError
-from basenet.journal import schema
+from basenet.engine.ballot import Ballot
+from basenet.engine.birth_record import BirthRecord
+from basenet.engine.liveness import Member
+from basenet.errors import CorruptionError, FrameCorrupt, UsageError
+from basenet.journal import births, branch, certificates, identity, orphans, peers, replica, schema
 from basenet.journal.file import JournalBroken, JournalFile, damaged
-from basenet.journal.framelog import FrameLog, empty_log, load_frame_logs
-from basenet.journal.records import Batch, PastRoot, ShardRecord
+from basenet.journal.framelog import FrameLog, empty_log, load_frame_logs, require_room
+from basenet.journal.records import (
+    Batch,
+    CertifiedConfig,
+    FrameRow,
+    OrphanRow,
+    PastRoot,
+    ReplicaRecord,
+    Settled,
+    ShardRecord,
+    Step,
+)
 from basenet.units import (
     GROUP_PAGES,
     HASH_BYTES,
+    FrameHash,
     JournalId,
     Lineage,
     LocalNumber,
+    PublicKeyBytes,
     Seq,
     ShardId,
 )
-from basenet.wire.frame import Flag, decode_head, encode_head
+from basenet.wire.certificate import Certificate
+from basenet.wire.frame import Flag, Head, decode_head, encode_head
 from basenet.wire.merkle import group_count
+from basenet.wire.payload import decode_config
 
 __all__ = ["Journal", "JournalBroken"]
 
 _GROUP_BYTES: Final = GROUP_PAGES * HASH_BYTES
 _PAST_ROOTS_AT_ONCE: Final = 256
+# Old certificates are many rows to count, so they are looked for now and then.
+_SETTLES_PER_THINNING: Final = 512
 # The columns that are a field of `ShardRecord` under the same name.
 _FACTS: Final = (
     "path",
@@ -75,12 +99,10 @@ class Journal:
         """Open or create the journal in ``directory``; raises what `JournalFile` raises."""
         self._file = JournalFile(directory)
         self.path = self._file.path
+        self._settles = 0
         try:
+            self._identity = self._file.identify()
             with self._file.reading() as connection:
-                ((journal_id,),) = list(
-                    connection.execute("SELECT value FROM meta WHERE key = 'journal_id'")
-                )
-                self.journal_id = JournalId(journal_id)
                 self._logs = load_frame_logs(connection)
         except (FrameCorrupt, TypeError, ValueError) as error:
             self.close()
@@ -92,6 +114,30 @@ class Journal:
     def close(self) -> None:
         """Close the file; idempotent."""
         self._file.close()
+
+    # The journal itself
+
+    @property
+    def journal_id(self) -> JournalId:
+        """The random name of this journal; a copy of it has another one."""
+        return self._identity.journal_id
+
+    @property
+    def copied_from(self) -> JournalId | None:
+        """The id of the journal that this one turned out to be a copy of when it was opened."""
+        return self._identity.copied_from
+
+    @property
+    def jcount(self) -> int:
+        """How many transactions are durable; of any thread."""
+        return self._file.jcount
+
+    def renew_id(self) -> JournalId:
+        """Take a new id, as a journal that was rolled back must (Q9), and return it."""
+        journal_id = identity.new_id()
+        self._file.transact(lambda connection: identity.set_id(connection, journal_id))
+        self._identity = identity.Identity(journal_id=journal_id, copied_from=None)
+        return journal_id
 
     # Shards
 
@@ -138,30 +184,13 @@ class Journal:
 
         def write(connection: apsw.Connection) -> FrameLog:
             number = before.number if before else _next_number(connection)
-            for statement, ids in (
-                ("DELETE FROM frame WHERE id BETWEEN ? AND ?", schema.frame_ids(number)),
-                ("DELETE FROM leaf WHERE id BETWEEN ? AND ?", schema.leaf_ids(number)),
-                ("DELETE FROM shard WHERE number = ?", (number,)),
-            ):
-                connection.execute(statement, ids)
-            connection.execute(
-                "INSERT INTO shard (number, shard, path, lineage, config, page_size, db_pages, "
-                "tip, local_last, archived_seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    number,
-                    shard,
-                    path,
-                    lineage,
-                    config,
-                    batch.page_size,
-                    batch.db_pages,
-                    encode_head(genesis.head),
-                    genesis.local_last,
-                    genesis.head.prev_seq,
-                ),
+            empty = _begin(
+                connection,
+                number,
+                genesis,
+                facts=(shard, path, lineage, config, batch.page_size, batch.db_pages),
+                certificate=None,
             )
-            local_last = LocalNumber(genesis.local_first - 1)
-            empty = empty_log(number, genesis.head.prev_seq, local_last)
             return self._shrunk(_write_batch(connection, empty, batch))
 
         self._logs[shard] = self._file.transact(write)
@@ -172,15 +201,191 @@ class Journal:
 
     def store(self, batches: Sequence[Batch]) -> None:
         """Make all ``batches`` durable in one transaction."""
+        self.write(batches)
+
+    # Shards with peers
+
+    def begin_replica(
+        self,
+        *,
+        shard: ShardId,
+        path: str,
+        genesis: FrameRow,
+        certificate: Certificate | None,
+        ballot: Ballot,
+        page_size: int,
+        db_pages: int,
+        groups: Mapping[int, bytes],
+        place: tuple[Seq, FrameHash],
+        cursor: bytes | None,
+        local_last: LocalNumber,
+    ) -> None:
+        """Store a genesis that is known, with what proves it, and the state that it starts from.
+
+        ``certificate``: the consent of its voters. Everything that an earlier lineage of the shard
+        left in the journal goes, but for orphan bundles and the birth. ``local_last`` is that of
+        the earlier one, if there was one: local numbers are never used twice. Raises as
+        `begin_lineage`.
+        """
+        before = self._logs.get(shard)
+        config = replica.genesis_payload(genesis.record)
+        lineage = decode_config(config).lineage
+
+        def write(connection: apsw.Connection) -> FrameLog:
+            number = before.number if before else _next_number(connection)
+            empty = _begin(
+                connection,
+                number,
+                genesis,
+                facts=(shard, path, lineage, config, page_size, db_pages),
+                certificate=certificate,
+            )
+            log = self._shrunk(empty.append(connection, [genesis]))
+            replica.begin(connection, number, ballot=ballot, place=place, local_last=local_last)
+            replica.set_state(connection, number, page_size, db_pages, groups)
+            replica.set_place(connection, number, None, cursor=cursor, local_last=None)
+            return log
+
+        self._logs[shard] = self._file.transact(write)
+
+    def adopt_replica(
+        self,
+        shard: ShardId,
+        *,
+        ballot: Ballot,
+        place: tuple[Seq, FrameHash],
+        configs: Sequence[CertifiedConfig] = (),
+    ) -> None:
+        """Make a shard that had no peers one that has; its frames, state and cursor stay (Q22).
+
+        The pieces of an unfinished run go. ``configs``: the CONFIG frames since the genesis, where
+        the journal of an older program does not hold them any more. Raises `UsageError` when the
+        genesis is missing even so.
+        """
+        log = self._logs[shard]
+
+        def write(connection: apsw.Connection) -> FrameLog:
+            ((config, local_last),) = connection.execute(
+                "SELECT config, local_last FROM shard WHERE number = ?", (log.number,)
+            )
+            certificates.keep_configs(connection, log.number, configs)
+            replica.require_genesis(connection, log.number, shard, config)
+            replica.begin(connection, log.number, ballot=ballot, place=place, local_last=local_last)
+            if log.seq_last == log.seq_whole:
+                return log
+            return self._shrunk(log.cut_open_run(connection, local_last))
+
+        self._logs[shard] = self._file.transact(write)
+
+    def jump(
+        self,
+        shard: ShardId,
+        *,
+        tip: Head,
+        certificate: Certificate | None,
+        ballot: Ballot,
+        page_size: int,
+        db_pages: int,
+        groups: Mapping[int, bytes],
+        configs: Sequence[CertifiedConfig] = (),
+    ) -> None:
+        """Let the final state be one that came from elsewhere, verified: that behind ``tip``.
+
+        The log begins anew above it, and the branch keeps what lies above it. ``groups``: all
+        leaf hashes of that state. ``configs``: the line of CONFIGs up to it, those that are
+        held already may be among them. Place and cursor stay: the file is mended afterwards.
+        """
+        log = self._logs[shard]
+
+        def write(connection: apsw.Connection) -> FrameLog:
+            after = replica.jump(
+                connection, log, tip=tip, certificate=certificate, configs=configs, ballot=ballot
+            )
+            connection.execute(
+                "DELETE FROM leaf WHERE id BETWEEN ? AND ?", schema.leaf_ids(log.number)
+            )
+            replica.set_state(connection, log.number, page_size, db_pages, groups)
+            return self._shrunk(after)
+
+        self._logs[shard] = self._file.transact(write)
+
+    def keep(self, steps: Sequence[Step]) -> None:
+        """Make all ``steps`` durable in one transaction.
+
+        A frame that is held already, or is at or below the final one, is left as it is.
+        """
+        self.write(steps)
+
+    def settle(self, settled: Sequence[Settled]) -> None:
+        """Let frames of the branch become final ones, of all shards in one transaction.
+
+        What lost against them goes. Raises `UsageError` for a seq that is too high.
+        """
+        self.write(settled)
+
+    def write(self, works: Sequence[Batch | Step | Settled]) -> None:
+        """Make all ``works`` durable in one transaction, in this order."""
+        settles = sum(isinstance(work, Settled) for work in works)
+        is_thinning = (self._settles + settles) // _SETTLES_PER_THINNING > (
+            self._settles // _SETTLES_PER_THINNING
+        )
 
         def write(connection: apsw.Connection) -> dict[ShardId, FrameLog]:
             logs: dict[ShardId, FrameLog] = {}
-            for batch in batches:
-                log = logs.get(batch.shard) or self._logs[batch.shard]
-                logs[batch.shard] = _write_batch(connection, log, batch)
+            for work in works:
+                log = logs.get(work.shard) or self._logs[work.shard]
+                logs[work.shard] = _write(connection, log, work)
+            if is_thinning:
+                for log in self._logs.values():
+                    certificates.thin_certificates(connection, log.number)
             return logs
 
         self._logs |= self._file.transact(write)
+        self._settles += settles
+
+    def set_place(
+        self,
+        shard: ShardId,
+        place: tuple[Seq, FrameHash] | None,
+        *,
+        cursor: bytes | None,
+        local_last: LocalNumber | None,
+        intent: bytes | None,
+    ) -> None:
+        """Say what the database file holds now; None: as it was, but no ``intent`` is none."""
+        number = self._logs[shard].number
+
+        def write(connection: apsw.Connection) -> None:
+            replica.set_place(connection, number, place, cursor=cursor, local_last=local_last)
+            replica.set_intent(connection, number, intent)
+
+        self._file.transact(write)
+
+    # Births, peers, orphans
+
+    def keep_birth(self, shard: ShardId, birth: BirthRecord) -> None:
+        """Keep what this node promised about the birth of ``shard``."""
+        self._file.transact(lambda connection: births.keep_birth(connection, shard, birth))
+
+    def remember_peer(self, key: PublicKeyBytes, journal_id: JournalId, jcount: int) -> None:
+        """Raise the highest count that was heard of a journal; a lower one changes nothing."""
+        self._file.transact(
+            lambda connection: peers.remember_peer(connection, key, journal_id, jcount)
+        )
+
+    def remember_peers(self, counts: Iterable[tuple[Member, int]]) -> None:
+        """Remember exactly these counts, the journal heard of for longest first (`KeepRoster`)."""
+        self._file.transact(lambda connection: peers.replace_peers(connection, counts))
+
+    def add_orphan(self, orphan: OrphanRow) -> None:
+        """Note an orphan bundle, which is durable; its commits are accounted for from now."""
+        self._file.transact(lambda connection: orphans.add_orphan(connection, orphan))
+
+    def set_orphan(self, identity: str, *, state: str) -> None:
+        """Say what was decided about a bundle; raises `NotFoundError` if there is none."""
+        self._file.transact(
+            lambda connection: orphans.set_orphan(connection, identity, state=state)
+        )
 
     # Reading
 
@@ -193,6 +398,8 @@ class Journal:
         """
         with self._file.reading() as connection:
             return self._logs[shard].read(connection, start, end, bytes_max)
+
+    final_frames = frames
 
     def frame_sizes(self, shard: ShardId, above: int) -> list[tuple[Seq, int]]:
         """Return (seq, bytes) of all stored frames above the seq ``above``, ascending."""
@@ -244,6 +451,71 @@ class Journal:
             return self._logs[shard].size
         return sum(log.size for log in list(self._logs.values()))
 
+    def count_branch_bytes(self) -> int:
+        """Return how many bytes of frames above the final ones are held, of all shards."""
+        with self._file.reading() as connection:
+            ((size,),) = connection.execute("SELECT coalesce(sum(length(record)), 0) FROM branch")
+            return int(size)
+
+    # Reading of shards with peers
+
+    def load_replica(self, shard: ShardId) -> ReplicaRecord | None:
+        """Return what is known of a shard with peers; None of another one, or an unknown one."""
+        log = self._logs.get(shard)
+        if log is None:
+            return None
+        with self._judging(shard) as connection:
+            return replica.load(connection, log.number, shard)
+
+    def branch_frame(self, shard: ShardId, digest: FrameHash) -> bytes | None:
+        """Return an encoded frame above the final one; None if it is not there (any more)."""
+        with self._judging(shard) as connection:
+            return branch.read_frame(connection, self._logs[shard].number, digest)
+
+    def certificate_for(self, shard: ShardId, seq: int) -> Certificate | None:
+        """Return the lowest certificate at or above ``seq`` in the epoch of that frame."""
+        with self._judging(shard) as connection:
+            return certificates.find_certificate(connection, self._logs[shard].number, seq)
+
+    def last_certificate(self, shard: ShardId, first: int, last: int) -> Certificate | None:
+        """Return the certificate of the highest frame of ``first`` .. ``last`` that has one."""
+        with self._judging(shard) as connection:
+            return certificates.find_last_certificate(
+                connection, self._logs[shard].number, first, last
+            )
+
+    def config_chain(self, shard: ShardId) -> tuple[CertifiedConfig, ...]:
+        """Return every CONFIG frame of the lineage since its genesis, and what proves it final."""
+        with self._judging(shard) as connection:
+            return certificates.load_config_chain(connection, self._logs[shard].number)
+
+    def load_birth(self, shard: ShardId) -> BirthRecord:
+        """Return what this node promised about the birth of ``shard``; empty if nothing."""
+        with self._judging(shard) as connection:
+            return births.load_birth(connection, shard)
+
+    def peers(self) -> dict[Member, int]:
+        """Return the highest counts that were heard, the journal heard of for longest first."""
+        with self._file.reading() as connection:
+            return peers.load_peers(connection)
+
+    def orphans(self, shard: ShardId | None = None) -> tuple[OrphanRow, ...]:
+        """Return the orphan bundles of ``shard``, or of all shards, oldest first."""
+        with self._file.reading() as connection:
+            return orphans.load_orphans(connection, shard)
+
+    @contextmanager
+    def _judging(self, shard: ShardId) -> Iterator[apsw.Connection]:
+        """Lend a connection that sees one moment; what is wrong with what it reads is damage."""
+        with self._file.reading() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            except (CorruptionError, TypeError, ValueError) as error:
+                raise damaged(self.path, f"shard {shard}: {error}") from error
+            finally:
+                connection.execute("ROLLBACK")
+
     # Watermarks
 
     def set_archived(
@@ -264,6 +536,16 @@ class Journal:
             first = log.first_of_newest(connection, seq, keep_bytes)
             first_kept = first if keep_from is None else min(first, keep_from)
             return self._shrunk(log.cut_front(connection, first_kept))
+
+        self._logs[shard] = self._file.transact(write)
+
+    def trim(self, shard: ShardId, seq: int, *, keep_bytes: int) -> None:
+        """Drop frames below ``seq`` that nobody waits for, but the newest ``keep_bytes``."""
+        log = self._logs[shard]
+
+        def write(connection: apsw.Connection) -> FrameLog:
+            first = log.first_of_newest(connection, log.seq_whole, keep_bytes)
+            return self._shrunk(log.cut_front(connection, min(first, seq)))
 
         self._logs[shard] = self._file.transact(write)
 
@@ -314,6 +596,42 @@ def _next_number(connection: apsw.Connection) -> int:
         )
     number: int = last + 1
     return number
+
+
+def _begin(
+    connection: apsw.Connection,
+    number: int,
+    genesis: FrameRow,
+    *,
+    facts: tuple[ShardId, str, Lineage, bytes, int, int],
+    certificate: Certificate | None,
+) -> FrameLog:
+    """Put a new lineage in the place of what the shard had; return its log, still empty."""
+    require_room(genesis.head)
+    for statement, ids in (
+        ("DELETE FROM frame WHERE id BETWEEN ? AND ?", schema.frame_ids(number)),
+        ("DELETE FROM leaf WHERE id BETWEEN ? AND ?", schema.leaf_ids(number)),
+        ("DELETE FROM shard WHERE number = ?", (number,)),
+    ):
+        connection.execute(statement, ids)
+    replica.forget(connection, number)
+    head = genesis.head
+    connection.execute(
+        "INSERT INTO shard (number, shard, path, lineage, config, page_size, db_pages, "
+        "tip, local_last, archived_seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (number, *facts, encode_head(head), genesis.local_last, head.prev_seq),
+    )
+    certificates.keep_config(connection, number, head.seq, genesis.record, certificate)
+    return empty_log(number, head.prev_seq, LocalNumber(genesis.local_first - 1))
+
+
+def _write(connection: apsw.Connection, log: FrameLog, work: Batch | Step | Settled) -> FrameLog:
+    if isinstance(work, Batch):
+        return _write_batch(connection, log, work)
+    if isinstance(work, Settled):
+        return replica.settle(connection, log, work)
+    replica.keep(connection, log, work)
+    return log
 
 
 def _write_batch(connection: apsw.Connection, log: FrameLog, batch: Batch) -> FrameLog:

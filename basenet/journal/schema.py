@@ -3,17 +3,20 @@
 A row id packs the shard's number with the seq (44 bits) or the group (32 bits), so that each
 shard's frames are appended to their own range of one table and a range read is one scan. SQLite's
 ids are signed, which leaves 19 bits for the number.
+
+Version 1 had the first four tables; `journal.migration` adds the others. A journal of a newer
+program is refused.
 """
 
-import secrets
+from collections.abc import Mapping
 from typing import Final
 
 import apsw
 
 from basenet.errors import CorruptionError, UsageError
-from basenet.units import JOURNAL_ID_BYTES, Seq
+from basenet.units import Seq
 
-VERSION: Final = 1
+VERSION: Final = 2
 SEQ_MAX: Final = (1 << 44) - 1
 SHARD_NUMBER_MAX: Final = (1 << 19) - 2
 _SEQ_BITS: Final = 44
@@ -52,44 +55,109 @@ _FRAME: Final = """CREATE TABLE frame (
     record BLOB NOT NULL
 ) STRICT"""
 _LEAF: Final = "CREATE TABLE leaf (id INTEGER PRIMARY KEY, hashes BLOB NOT NULL) STRICT"
-_TABLES: Final = (_META, _SHARD, _FRAME, _LEAF)
+# The frames above the final one, of any author, by hash. `seq` is in the index so that what lies at
+# or below a height is found without touching the records.
+_BRANCH: Final = """CREATE TABLE branch (
+    id INTEGER PRIMARY KEY,
+    number INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    seq INTEGER NOT NULL,
+    local_first INTEGER NOT NULL,
+    local_last INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    head BLOB NOT NULL,
+    record BLOB NOT NULL
+) STRICT"""
+_BRANCH_INDEX: Final = "CREATE UNIQUE INDEX branch_by_hash ON branch (number, hash, seq)"
+# What a shard with peers has beyond the row in `shard`, of which `local_last` is that of the log's
+# last frame; here it counts what is in the branch and in orphan bundles, too.
+_REPLICA: Final = """CREATE TABLE replica (
+    number INTEGER PRIMARY KEY,
+    ballot BLOB NOT NULL,
+    place_seq INTEGER NOT NULL,
+    place_hash BLOB NOT NULL,
+    intent BLOB,
+    local_last INTEGER NOT NULL
+) STRICT"""
+# `certificate` and `config` have the row ids of the frames that they are about.
+_CERTIFICATE: Final = """CREATE TABLE certificate (
+    id INTEGER PRIMARY KEY,
+    record BLOB NOT NULL
+) STRICT"""
+_CONFIG: Final = """CREATE TABLE config (
+    id INTEGER PRIMARY KEY,
+    crc INTEGER NOT NULL,
+    certificate BLOB,
+    record BLOB NOT NULL
+) STRICT"""
+_BIRTH: Final = "CREATE TABLE birth (shard TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT"
+_PEER: Final = """CREATE TABLE peer (
+    heard INTEGER PRIMARY KEY,
+    key BLOB NOT NULL,
+    journal_id BLOB NOT NULL,
+    jcount INTEGER NOT NULL,
+    UNIQUE (key, journal_id)
+) STRICT"""
+_ORPHAN: Final = """CREATE TABLE orphan (
+    id TEXT PRIMARY KEY,
+    shard TEXT NOT NULL,
+    lineage BLOB NOT NULL,
+    path TEXT NOT NULL,
+    kept_seq INTEGER NOT NULL,
+    first_local INTEGER NOT NULL,
+    last_local INTEGER NOT NULL,
+    commits INTEGER NOT NULL,
+    created_ns INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL
+) STRICT"""
+TABLES_1: Final = (_META, _SHARD, _FRAME, _LEAF)
+SINCE_2: Final = (
+    _BRANCH,
+    _BRANCH_INDEX,
+    _REPLICA,
+    _CERTIFICATE,
+    _CONFIG,
+    _BIRTH,
+    _PEER,
+    _ORPHAN,
+)
+_TABLES: Final = {1: TABLES_1, VERSION: TABLES_1 + SINCE_2}
 
 
-def is_empty(connection: apsw.Connection, path: str) -> bool:
-    """Return whether the file has no tables yet; False: it is a journal of our version.
+def read_version(connection: apsw.Connection, path: str) -> int:
+    """Return the version of the journal's tables; 0: the file has none yet.
 
     Raises `UsageError` when it is of a newer or of another program, `CorruptionError` when its
     tables are not ours; nothing was changed then.
     """
-    version = connection.pragma("user_version")
-    if version not in (0, VERSION):
+    version: int = connection.pragma("user_version")
+    if version != 0 and version not in _TABLES:
         raise UsageError(
             f"the journal {path} has version {version}, this basenet knows {VERSION}: "
             "run the newer basenet that wrote it."
         )
     tables = {table for (table,) in connection.execute("SELECT sql FROM sqlite_schema") if table}
-    if version == VERSION:
-        if tables != set(_TABLES):
+    if version:
+        if tables != set(_TABLES[version]):
             raise CorruptionError(
                 f"the journal {path} is damaged (its tables are not those of version {version}): "
                 f"move {path}* aside; basenet then continues from the archive as a child lineage."
             )
-        return False
-    if tables:
+    elif tables:
         raise UsageError(
             f"{path} is a database, but not a journal of basenet: set BASE_DATA_DIR to a "
             "directory of basenet's own."
         )
-    return True
+    return version
 
 
-def create(connection: apsw.Connection) -> None:
-    """Create the tables of a new journal, all or none of them."""
-    journal_id = secrets.token_bytes(JOURNAL_ID_BYTES)
+def create(connection: apsw.Connection, meta: Mapping[str, object]) -> None:
+    """Create the tables of a new journal, all or none of them; ``meta``: what it is."""
     connection.execute("BEGIN")
-    for table in _TABLES:
+    for table in _TABLES[VERSION]:
         connection.execute(table)
-    connection.execute("INSERT INTO meta VALUES ('journal_id', ?), ('jcount', 0)", (journal_id,))
+    connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
     connection.pragma("user_version", VERSION)
     connection.execute("COMMIT")
 

@@ -12,6 +12,7 @@ somewhere else than the archive: a key that lies beside what it signed proves no
 `keys.signing`           a node's own key: made once in the data directory, or named by the operator
 `keys.trust`             trusted.keys: whose signatures a reader accepts
 `keys.authority`         the development CA of ``basenet keys init``
+`keys.age`               who can read an encrypted archive, in the form of age's keys
 =======================  ==============================================================
 
 The private half never appears in a message, a log or a ``repr``.

@@ -27,10 +27,17 @@ an extension, by reading three files that SQLite keeps for itself::
 `wake`, `signals`       which database is worth a look: by `inotify`, or by `polling`
 `resume`                where to go on after a life without us
 `pages`                 the whole database at one position of the log
+`glance`                pages as they are right now, without a lock, to be verified by hash
 `recover`               what differs from the leaf hashes, when commits could not be followed
 `scrub`                 whether the file still holds what was captured, a few pages at a time
 `reinject`              giving a file back, as a log, the commits that a power failure took from it
 `inject`, `apply`       a replica: final changes appended to the log beside its readers
+`create`                an empty database where a replica has none
+`standing`              what became of a replica's file while no daemon looked
+`contents`              rows, schema, and a copy of it all
+`rawcopy`               a page for page copy of a database that we are not attached to
+`pagevfs`               a past moment as a database that SQLite reads page by page
+`rowdiff`               which rows differ between two states of a database
 `diagnose`              what is wrong with a database, from its bytes and locks, without SQLite
 ======================  ==========================================================================
 

@@ -18,14 +18,17 @@ reader needs it, it begins anew. A reader that stays keeps it growing: that is t
 until `LOG_BYTES_MAX`, where applying pauses and the replica falls behind instead.
 """
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto, unique
+from pathlib import Path
 from typing import Final
 
 import apsw
 import numpy as np
 
+from basenet.errors import UnavailableError
 from basenet.sqlite.attach import Database
 from basenet.sqlite.inject import Injector, Position, Prepared, Transaction
 from basenet.sqlite.walformat import frame_bytes
@@ -62,18 +65,26 @@ class Applier:
     """Applies final changes to one attached database, while somebody holds its fence for us."""
 
     def __init__(self, database: Database, *, durable: bool = True) -> None:
-        """Begin to apply to ``database``; its first connection is used for checkpoints.
+        """Begin to apply to ``database``, whose connections are used for checkpoints.
 
-        ``durable``: a batch is on the disk when `apply` returns. Raises `UnavailableError`.
+        ``durable``: a batch is on the disk when `apply` returns. Raises `UnavailableError`, and
+        `ForeignCommit` if the log's header cannot be repaired; let go of the database then.
         """
         self._database = database
         self._durable = durable
-        self._injector = Injector(database.path, page_size=database.page_size)
-        self._injector.repair()
+        real = Path(os.path.realpath(database.path))
+        self._injector = Injector(real, page_size=database.page_size)
+        try:
+            self._injector.repair()
+        except BaseException:
+            # The database's connections are open: closing a descriptor drops their locks, and the
+            # caller, who is refused, closes all of them next.
+            self._injector.close()
+            raise
 
-    @property
-    def _connection(self) -> apsw.Connection:
-        return self._database.connections[0]
+    def _free_connection(self) -> apsw.Connection | None:
+        """Return a connection that no read transaction of a capture occupies."""
+        return next((each for each in self._database.connections if not each.in_transaction), None)
 
     def position(self) -> Position:
         """Return where the log ends; raises `ForeignCommit` while its header is torn."""
@@ -84,8 +95,12 @@ class Applier:
 
         Small ones are merged; a large one keeps its pieces.
         """
+        return self.prepare_merged(merge(changes, self._database.page_size))
+
+    def prepare_merged(self, transactions: Sequence[Transaction]) -> Prepared:
+        """Return ``transactions``, with a page at least, as one batch to be journalled."""
         before = self._injector.begin(durable=self._durable)
-        return self._injector.prepare(before, merge(changes, self._database.page_size))
+        return self._injector.prepare(before, transactions)
 
     def apply(self, batch: Prepared) -> None:
         """Write ``batch``; raises `ForeignCommit` or `UnavailableError`, nothing visible then."""
@@ -98,19 +113,35 @@ class Applier:
             return Found.APPLIED
         return Found.NOT_APPLIED if now == before else Found.FOREIGN
 
-    def relieve(self) -> LogState:
+    def forget_tail(self) -> None:
+        """Give up, for good, a batch that was written and did not become visible.
+
+        Raises `UnavailableError`.
+        """
+        try:
+            self._injector.forget_tail()
+        except OSError as error:
+            raise UnavailableError(
+                f"the log of {self._database.path} cannot be written ({error.strerror})"
+            ) from error
+
+    def relieve(self, *, may_restart: bool = True) -> LogState:
         """Keep the log short, as far as readers allow; return its state.
 
-        Raises `DatabaseReplaced` if the path is no longer our file.
+        ``may_restart``: False while a batch is prepared, which names the end of the log. Raises
+        `DatabaseReplaced` if the path is no longer our file.
         """
         size = frame_bytes(self._database.page_size)
         frames = self.position().frame_max
         if frames * size < _CHECKPOINT_BYTES:
             return LogState(log_bytes=frames * size, waiting_bytes=0)
-        result = self._database.checkpoint(self._connection)
-        if result.is_complete and self._injector.restart():
+        connection = self._free_connection()
+        if connection is None:
+            return LogState(log_bytes=frames * size, waiting_bytes=frames * size)
+        result = self._database.checkpoint(connection)
+        if result.is_complete and may_restart and self._injector.restart():
             return LogState(log_bytes=0, waiting_bytes=0)
-        waiting = frames - result.backfilled
+        waiting = max(frames - result.backfilled, 0)
         return LogState(log_bytes=frames * size, waiting_bytes=waiting * size)
 
     def close(self) -> None:

@@ -177,9 +177,12 @@ class Database:
         return read_index(self.shm_fd)
 
     def others_connected(self) -> bool:
-        """Return whether another process has the database open."""
+        """Return whether another process has the database open.
+
+        SQLite's connections share all bytes of the range; a guardian holds the last one alone.
+        """
         holder = locks.other_process(
-            self.database_fd, locks.SHARED_FIRST_BYTE, length=locks.SHARED_BYTES
+            self.database_fd, locks.SHARED_FIRST_BYTE, length=locks.SHARED_BYTES - 1
         )
         return holder is not None
 
@@ -193,12 +196,21 @@ class Database:
         for name, descriptor in pairs:
             ours = os.fstat(descriptor)
             try:
-                theirs = Path(name).stat()
+                theirs = os.stat(name)  # noqa: PTH116  (every poll asks, and a Path costs more)
             except FileNotFoundError:
                 return f"{name} was deleted or moved away while basenet was attached to it."
             if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
                 return f"{name} was replaced by another file while basenet was attached to it."
         return None
+
+    def is_elsewhere(self) -> bool:
+        """Return whether the path leads to another file than ours; not when it leads to none."""
+        ours = os.fstat(self.database_fd)
+        try:
+            theirs = self.path.stat()
+        except FileNotFoundError:
+            return False
+        return (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino)
 
     def sync_wal(self) -> None:
         """Make every frame that is in the -wal now survive a power loss."""
@@ -273,10 +285,16 @@ class Database:
         return checkpoint_truncate(self, connection)
 
 
-def attach(path: Path) -> Database:
+def is_attached(device: int, inode: int) -> bool:
+    """Return whether this process has the file attached: then no descriptor of it may be closed."""
+    return (device, inode) in _attached
+
+
+def attach(path: Path, *, is_guarded: bool = False) -> Database:
     """Attach to the database file at ``path``.
 
-    A rollback-journal database that nobody uses is converted to WAL.
+    A rollback-journal database that nobody uses is converted to WAL. ``is_guarded``: the guardian
+    is the file's owner, or will be before anything is written.
 
     Raises `NotFoundError` (no file yet), `UnavailableError` (empty, in use in another mode, held
     exclusively, hot journal: try again), `UsageError` (not SQLite, not writable), `ConflictError`
@@ -290,7 +308,7 @@ def attach(path: Path) -> Database:
         )
     _attached.add(key)
     try:
-        return _attach_examined(path, key)
+        return _attach_examined(path, key, is_guarded=is_guarded)
     except BaseException:
         _attached.discard(key)
         raise
@@ -310,7 +328,7 @@ def _examine(path: Path) -> os.stat_result:
     return facts
 
 
-def _attach_examined(path: Path, key: tuple[int, int]) -> Database:
+def _attach_examined(path: Path, key: tuple[int, int], *, is_guarded: bool) -> Database:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -320,7 +338,7 @@ def _attach_examined(path: Path, key: tuple[int, int]) -> Database:
         ) from error
     try:
         page_size = _page_size(path, descriptor)
-        _own(path, descriptor, key)
+        _own(path, descriptor, key, is_guarded=is_guarded)
     except BaseException:
         os.close(descriptor)
         raise
@@ -333,12 +351,12 @@ def _attach_examined(path: Path, key: tuple[int, int]) -> Database:
     return database
 
 
-def _own(path: Path, descriptor: int, key: tuple[int, int]) -> None:
-    """Take the owner lock on the file that was examined."""
+def _own(path: Path, descriptor: int, key: tuple[int, int], *, is_guarded: bool) -> None:
+    """Take the owner lock on the file that was examined, unless the guardian does."""
     facts = os.fstat(descriptor)
     if (facts.st_dev, facts.st_ino) != key:
         raise UnavailableError(f"{path} was replaced while it was being opened; trying again.")
-    if not locks.try_lock(descriptor, locks.OWNER_BYTE):
+    if not is_guarded and not locks.try_lock(descriptor, locks.OWNER_BYTE):
         raise ConflictError(
             f"{path} is already captured by another basenet process; stop one of the two."
         )

@@ -56,7 +56,8 @@ POLL_PAUSE_S_MAX: Final = 0.008
 ACTIVE_S: Final = 0.060
 # A header that stays torn this long was left so by a writer that died.
 _TORN_S: Final = 0.5
-_TIP_ROUNDS: Final = 3
+# Each reads a megabyte.
+_TIP_ROUNDS: Final = 12
 _PIN_ATTEMPTS_MAX: Final = 50
 
 
@@ -306,6 +307,8 @@ class Capture:
         while not should_stop():
             has_news, wants_more = self._poll_into(sink)
             if not wants_more:
+                self.rotation.lift()
+                self.rotation.hold_back()
                 return self._rest(RestReason.BACK_PRESSURE)
             next_call_s = self.rotation.steer(has_news=has_news)
             if has_news:

@@ -22,9 +22,15 @@ A crash before 6 changes nothing: the next writer overwrites the frames and clea
 crash between the two copies leaves a torn header, which would keep every reader waiting for ten
 seconds: `repair` rolls it forward, since what copy 2 speaks of was written before it.
 
+A crash after 3 leaves whole frames behind the end. While the index lives they are nothing; where it
+is lost too (a power failure), SQLite's recovery takes them for a commit. That is the batch that was
+announced, unless another one was begun over them: so `forget_tail` spoils them first.
+
 The log begins anew only by `restart`, when all of it is in the database file, that file is synced,
 and nobody can be reading from it or checkpointing: bytes 121 and 124..127 are *held* meanwhile, not
 looked at (a checkpointer with an old header would otherwise copy frames of the new generation).
+Where the next generation begins follows from where this one ended (`salts_after_restart`), so that
+a restart which nobody journalled is known for ours.
 
 -shm is mapped, because readers need each hash slot to change at once; it is allocated before it is
 mapped, or a full disk would end us by SIGBUS. What we store is ordered for readers on other
@@ -41,7 +47,9 @@ import os
 import secrets
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from struct import Struct
 from typing import Final
@@ -53,19 +61,24 @@ from basenet.errors import ConflictError, UnavailableError
 from basenet.sqlite import locks
 from basenet.sqlite.signals import SHM_SUFFIX, WAL_SUFFIX
 from basenet.sqlite.walformat import (
+    FRAME_HEADER_BYTES,
+    HEADER_BYTES,
     Checksum,
     FrameCodec,
     checksum_words,
     encode_header,
     frame_offset,
 )
+from basenet.sqlite.walformat import decode_header as decode_log_header
 from basenet.sqlite.walindex import INDEX_BYTES, READ_MARK_UNUSED, IndexHeader, decode_header
 from basenet.units import MIB
+from basenet.wire.merkle import normalised_first_page
 
 _COPY_BYTES: Final = 48
 _COPY_BODY: Final = Struct("=IIIBBHIIII8s")
 _TWO_WORDS: Final = Struct("=II")
 _TWO_WORDS_BIG: Final = Struct(">II")
+_THREE_WORDS: Final = Struct(">III")
 _CHECKPOINT_INFO: Final = Struct("=I5I")
 _BACKFILL_OFFSET: Final = 96
 _ATTEMPTED_OFFSET: Final = 128
@@ -220,13 +233,14 @@ class Injector:
     def begin(self, *, durable: bool) -> Position:
         """Write the log's header if this generation has no frame yet; return the position.
 
-        Changes nothing that a reader sees: the salts of an empty generation mean nothing to it.
+        Changes nothing that a reader sees, and twice the same if it is called twice: the salts are
+        those that the index has, which whoever restarted the log has drawn for it.
         """
         before = self.position()
         if before.frame_max:
             return before
         header = self._header()
-        salts = _next_salts(before.salts)
+        salts = before.salts if any(before.salts) else secrets.token_bytes(8)
         raw = encode_header(
             page_size=self._page_size, salts=salts, is_big_endian=header.is_big_endian
         )
@@ -270,6 +284,8 @@ class Injector:
             self._index(before, np.concatenate(pgnos))
         except OSError as error:
             self._known = None
+            with suppress(OSError):
+                self.forget_tail()
             raise UnavailableError(
                 f"frames cannot be applied to {self._path} ({error.strerror}); free space on its "
                 "disk"
@@ -292,7 +308,7 @@ class Injector:
                 return False
             os.fdatasync(self._database)
             after = Position(
-                salts=_next_salts(before.salts),
+                salts=salts_after_restart(before.salts, before.frame_max, before.checksum),
                 frame_max=0,
                 checksum=before.checksum,
                 change=before.change,
@@ -304,6 +320,20 @@ class Injector:
             self._map[_ATTEMPTED_OFFSET : _ATTEMPTED_OFFSET + 4] = bytes(4)
             self._barrier()
         return True
+
+    def forget_tail(self) -> None:
+        """Spoil, durably, whatever frame lies behind the end of the log; raises `OSError`.
+
+        A recovery stops there, so it cannot bring back a batch that was given up.
+        """
+        end = self.position()
+        header = decode_log_header(os.pread(self._log, HEADER_BYTES, 0))
+        if header is None or header.salts != end.salts:
+            return  # frames of another generation: all of them are in the file
+        offset = frame_offset(end.frame_max, self._page_size)
+        if os.fstat(self._log).st_size > offset:
+            _write_all(self._log, bytes(FRAME_HEADER_BYTES), offset)
+            os.fdatasync(self._log)
 
     def sync(self) -> None:
         """Make everything that was applied durable."""
@@ -326,7 +356,7 @@ class Injector:
             for numbers, pages, is_last in _slices(transaction, self._page_size):
                 data, checksum = codec.encode(
                     [
-                        (pgno, pages[index * self._page_size : (index + 1) * self._page_size])
+                        (pgno, self._image(pgno, pages, index))
                         for index, pgno in enumerate(numbers.tolist())
                     ],
                     db_pages=transaction.db_pages if is_last else 0,
@@ -334,6 +364,14 @@ class Injector:
                     start=checksum,
                 )
                 yield _Block(data=data, checksum=checksum, pgnos=numbers)
+
+    def _image(self, pgno: int, pages: memoryview, index: int) -> bytes | memoryview:
+        """Return the page in place ``index``; page 1 says that the file is in WAL mode.
+
+        Bytes 18 and 19 are no part of the state, so nobody has proven them.
+        """
+        page = pages[index * self._page_size : (index + 1) * self._page_size]
+        return normalised_first_page(page) if pgno == 1 else page
 
     # -- the index
 
@@ -495,10 +533,14 @@ def _places(block: int) -> tuple[int, int]:
     return start if block else INDEX_BYTES, start + _BLOCK_BYTES - 2 * _SLOTS
 
 
-def _next_salts(salts: bytes) -> bytes:
-    """Return the salts of the next generation, as walRestartHdr draws them."""
+def salts_after_restart(salts: bytes, frame_max: int, checksum: Checksum) -> bytes:
+    """Return the salts of the generation that `Injector.restart` begins behind this end of a log.
+
+    The first grows by one, as in walRestartHdr; the second has no rule in SQLite but to be another.
+    """
     first = (int.from_bytes(salts[:4], "big") + 1) & _MASK
-    return first.to_bytes(4, "big") + secrets.token_bytes(4)
+    end = salts + _THREE_WORDS.pack(frame_max, *checksum)
+    return first.to_bytes(4, "big") + sha256(b"basenet/restart/1\0" + end).digest()[:4]
 
 
 def _slices(

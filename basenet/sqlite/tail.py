@@ -61,6 +61,8 @@ from basenet.sqlite.walindex import Index, IndexHeader
 from basenet.units import MIB
 
 BLOCK_BYTES_MAX: Final = 4 * MIB
+# Read at once, unless a transaction is longer: what was read is in memory twice, and fits a cache.
+_STEP_BYTES: Final = MIB
 # What an unread old generation may hold in memory before we call ourselves lapped.
 TAIL_BYTES_MAX: Final = 8 * BLOCK_BYTES_MAX
 _ATTEMPTS_MAX: Final = 5
@@ -141,12 +143,13 @@ class Listing:
 class LogReader:
     """Reads one database's log. Holds no position: cursors come in and go out."""
 
-    __slots__ = ("_codecs", "_database", "block_frames", "is_padded")
+    __slots__ = ("_codecs", "_database", "_step_frames", "block_frames", "is_padded")
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._codecs: dict[bool, FrameCodec] = {}
         self.block_frames = BLOCK_BYTES_MAX // frame_bytes(database.page_size)
+        self._step_frames = max(_STEP_BYTES // frame_bytes(database.page_size), 1)
         self.is_padded = False
         """Whether a commit frame was ever seen repeated (psow=0)."""
 
@@ -213,19 +216,19 @@ class LogReader:
                 f"{cursor.frame} frames were captured: SQLite recovered it"
             )
         codec = self.codec(header)
-        take = min(count, self.block_frames)
         start = self._start_checksum(header.salts, cursor.frame, cursor.checksum)
-        frames = self._read_frames(codec, header.salts, cursor.frame, take, start)
-        if len(frames) < take:
-            raise self._unverified(cursor.frame + len(frames) + 1)
-        if take == count and (frames.last_checksum != header.checksum or not frames.sizes[-1]):
-            raise _Unstable(f"frame {header.frame_max} is not the last commit")
-        if take < count:
+        for most in (min(self._step_frames, self.block_frames), self.block_frames):
+            take = min(count, most)
+            frames = self._read_frames(codec, header.salts, cursor.frame, take, start)
+            if len(frames) < take:
+                raise self._unverified(cursor.frame + len(frames) + 1)
+            if take == count and (frames.last_checksum != header.checksum or not frames.sizes[-1]):
+                raise _Unstable(f"frame {header.frame_max} is not the last commit")
             ends = np.flatnonzero(frames.sizes)
-            if not len(ends):
-                return self._scan_transaction(cursor, header, start)
-            frames = _head(frames, int(ends[-1]) + 1)
-        return self._in_generation(cursor, frames, delta, is_whole=take == count)
+            if len(ends):
+                frames = _head(frames, int(ends[-1]) + 1)
+                return self._in_generation(cursor, frames, delta, is_whole=take == count)
+        return self._scan_transaction(cursor, header, start)
 
     def _in_generation(self, cursor: Cursor, frames: Frames, delta: int, *, is_whole: bool) -> News:
         """Check the equation for ``frames`` of the cursor's generation."""

@@ -2,11 +2,13 @@
 
 `simulate` gives the events of a seed of the simulator, `write_trace` and `read_trace` keep them as
 NDJSON, one event a line. `basenet.testing.tracecheck` checks a trace of any length,
-`basenet.testing.specs` gives one of some hundred events to TLC.
+`basenet.testing.specs` gives one of some hundred events to TLC. As a program
+(``python -m basenet.testing.traces FILE``) this checks what a daemon wrote with BASE_TRACE_FILE.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ from basenet.testing.simulator.mutants import mutated
 from basenet.testing.simulator.node import Node
 from basenet.testing.simulator.scenario import Scenario
 from basenet.testing.simulator.world import World
-from basenet.testing.tracecheck import Event
+from basenet.testing.tracecheck import Event, TraceError, check_trace
 from basenet.wire.payload import FaultModel
 
 if TYPE_CHECKING:
@@ -75,8 +77,34 @@ def write_trace(path: Path, events: Iterable[Event]) -> None:
             file.write(json.dumps(event, separators=(",", ":")) + "\n")
 
 
+def split_traces(events: Iterable[Event]) -> dict[str, list[Event]]:
+    """Return the traces of a daemon's file, by lineage; a ValueError says that events are lost."""
+    traces: dict[str, list[Event]] = {}
+    for event in events:
+        if event["ev"] == "Dropped":
+            raise ValueError(f"{event['count']} events are missing: they came too fast")
+        traces.setdefault(event["lineage"], []).append(event)
+    return traces
+
+
 def read_trace(path: Path) -> Iterator[Event]:
     """Yield the events of a trace; a ValueError names what is no JSON."""
     with path.open(encoding="ascii") as file:
         for line in file:
             yield json.loads(line)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check the traces of a daemon's file, lineage by lineage; return 1 if one is rejected."""
+    is_right = True
+    for lineage, events in split_traces(read_trace(Path(arguments[0]))).items():
+        try:
+            verdict = f"{check_trace(events)} events accepted"
+        except TraceError as error:
+            is_right, verdict = False, str(error)
+        sys.stdout.write(f"{events[0]['shard']}, lineage {lineage}: {verdict}\n")
+    return 0 if is_right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

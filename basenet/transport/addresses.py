@@ -49,7 +49,7 @@ class Resolver:
 
     def __init__(self, resolver: dns.asyncresolver.Resolver | None = None) -> None:
         """Use ``resolver``, or what the machine is configured with."""
-        self._resolver = resolver or dns.asyncresolver.Resolver()
+        self._resolver = resolver or _configured()
         self._resolver.lifetime = LOOKUP_S
 
     async def resolve(self, entry: Endpoint) -> Answer:
@@ -100,6 +100,14 @@ class Resolver:
             raise LookupFailed(f"{name} ({kind}): {error}") from error
         except OSError as error:
             raise LookupFailed(f"{name} ({kind}): {error.strerror or error}") from error
+
+
+def _configured() -> dns.asyncresolver.Resolver:
+    try:
+        return dns.asyncresolver.Resolver()
+    except dns.resolver.NoResolverConfiguration:
+        # A machine without DNS: literal addresses need none, and a name says why it has no answer.
+        return dns.asyncresolver.Resolver(configure=False)
 
 
 def _get_ttl(answer: dns.resolver.Answer) -> float:

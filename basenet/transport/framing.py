@@ -15,6 +15,10 @@ _LENGTH_BYTES: Final = 4
 _READ_BYTES: Final = 65536
 
 
+class Oversized(PeerError):  # noqa: N818  (the field's word; the kind is in the base)
+    """A peer announced a message above the bound; nothing of it was read."""
+
+
 def pack(message: bytes) -> bytes:
     """Return ``message`` as it goes onto the stream."""
     assert len(message) <= MESSAGE_BYTES_MAX, "a message is bounded where it is made"
@@ -38,8 +42,8 @@ class MessageReader:
         A message that has begun must be whole ``within_s`` seconds later, so that a peer which
         sends one byte a minute does not hold its buffer for ever.
 
-        Raises `PeerError` for a length above the bound, a stream that ends inside a message, and a
-        message that takes too long.
+        Raises `Oversized` for a length above the bound, and `PeerError` for a stream that ends
+        inside a message and for a message that takes too long.
         """
         if not self._available() and not await self._receive(_LENGTH_BYTES):
             return None
@@ -52,7 +56,7 @@ class MessageReader:
         start = self._start
         size = int.from_bytes(self._buffer[start : start + _LENGTH_BYTES], "big")
         if size > self.size_max:
-            raise PeerError(
+            raise Oversized(
                 f"the peer announces a message of {size} bytes; {self.size_max} at most"
             )
         await self._fill(_LENGTH_BYTES + size)

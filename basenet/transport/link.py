@@ -29,12 +29,14 @@ import trio
 from basenet.config.values import Endpoint
 from basenet.errors import BasenetError, PeerError, UnavailableError
 from basenet.transport import handshake
+from basenet.transport.framing import pack
 from basenet.transport.handshake import Self, Session
 from basenet.transport.outbox import Outbox
 from basenet.transport.tls import Credentials
 from basenet.wire.hello import Hello, Lane
 
 DIAL_S: Final = 3.0
+FAREWELL_S: Final = 2.0
 STALLED_S: Final = 10.0
 REDIAL_MIN_S: Final = 0.1
 REDIAL_MAX_S: Final = 2.0
@@ -53,13 +55,21 @@ class LinkState(StrEnum):
     TWIN = "twin"
 
 
+class Unwelcome(PeerError):  # noqa: N818  (the field's word; the kind is in the base)
+    """The peer is refused after HELLO, and is told why: ``farewell`` is the only message to it."""
+
+    def __init__(self, sentence: str, farewell: bytes) -> None:
+        super().__init__(sentence)
+        self.farewell = farewell
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkPort:
     """What a link needs from the mesh.
 
     ``claim`` is told who answered and returns the outbox to send from, or why not to: the state to
-    take. ``lost`` is told when a claimed connection has ended; ``unreachable`` when a redial after
-    that was refused.
+    take; it raises `PeerError` to refuse, as `Unwelcome` with a last word. ``lost`` is told when a
+    claimed connection has ended; ``unreachable`` when a redial after that was refused.
     """
 
     me: Self
@@ -99,7 +109,7 @@ class Link:
                 session = await self._dial()
                 self.problem = None
                 try:
-                    outcome = self._port.claim(self, session.peer)
+                    outcome = await self._claim(session)
                     if isinstance(outcome, LinkState):
                         self.state, pause_s = outcome, LOOK_AGAIN_S
                     else:
@@ -111,11 +121,20 @@ class Link:
                 self._note(LinkState.REFUSED, error)
             except UnavailableError as error:
                 self._note(LinkState.WAITING, error)
-                if last is not None:
+                # Both lanes find out; the one whose end was told tells this, too.
+                if last is not None and self.lane is Lane.ORDINARY:
                     self._port.unreachable(last)
-                    last = None
+                last = None
             await self._wait(pause_s)
             pause_s = min(REDIAL_MAX_S, pause_s * 2) if pause_s < LOOK_AGAIN_S else REDIAL_MIN_S
+
+    async def _claim(self, session: Session) -> Outbox | LinkState:
+        try:
+            return self._port.claim(self, session.peer)
+        except Unwelcome as error:
+            with trio.move_on_after(FAREWELL_S), suppress(trio.BrokenResourceError):
+                await session.stream.send_all(pack(error.farewell))
+            raise
 
     def _note(self, state: LinkState, error: BasenetError) -> None:
         self.state = state

@@ -10,7 +10,7 @@ floods is slowed down alone.
 import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
@@ -20,10 +20,8 @@ from basenet.transport import handshake
 from basenet.transport.framing import MESSAGE_BYTES_MAX
 from basenet.transport.handshake import Self, Session
 from basenet.transport.tls import Credentials
+from basenet.units import PublicKeyBytes
 from basenet.wire.hello import Hello, Lane
-
-if TYPE_CHECKING:
-    from basenet.units import PublicKeyBytes
 
 GREETING_MAX: Final = 64
 PER_LANE_MAX: Final = 4
@@ -41,7 +39,8 @@ class ListenerPort:
     """What the listener needs from the mesh.
 
     ``admit`` is told who came and raises `PeerError` to refuse; ``deliver`` takes a message and
-    returns when there is room for the next one; ``refused`` counts and tells.
+    returns when there is room for the next one, or raises `PeerError` to end the connection.
+    ``refused`` is told whose connection never began, ``broken`` whose ended by an error of theirs.
     """
 
     me: Self
@@ -49,6 +48,7 @@ class ListenerPort:
     admit: Callable[[Hello], None]
     deliver: Callable[[Hello, bytes], Awaitable[None]]
     refused: Callable[[str, BasenetError], None]
+    broken: Callable[[Hello, BasenetError], None]
     wall_clock: Callable[[], float]
 
 
@@ -96,11 +96,21 @@ class Listener:
                 port.admit(session.peer)
             finally:
                 self._greeting.release()
-            await self._read(session)
+            try:
+                await self._read(session)
+            except PeerError as error:
+                port.broken(session.peer, error)
         except (PeerError, UnavailableError) as error:
             port.refused(origin, error)
         finally:
             await trio.aclose_forcefully(raw)
+
+    def drop(self, key: PublicKeyBytes) -> None:
+        """End the connections of a peer; it may come back."""
+        for (owner, _), scopes in self._reading.items():
+            if owner == key:
+                for scope in scopes:
+                    scope.cancel()
 
     async def _read(self, session: Session) -> None:
         slot = (session.peer.key, session.peer.lane)

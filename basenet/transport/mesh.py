@@ -29,18 +29,25 @@ class Listeners:
     """What the mesh tells its owner.
 
     ``deliver``: a message of an authenticated peer; the next one of that connection waits for it.
-    ``admit``: a peer said HELLO, on either kind of connection; raises `PeerError` to refuse it.
+    ``answered``: who said HELLO at an address that was dialled, this node itself included.
+    ``admit``: a peer said HELLO, on either kind of connection; raises `PeerError` to refuse it,
+    as `link.Unwelcome` with a last word for it where this node dialled.
     ``connected``, ``lost``: this node can, can no longer send to the peer on the ordinary lane.
     ``unreachable``: it was lost and dialling it again was refused at once: a hint that its process
-    is gone. ``refused``: a connection failed to authenticate, with where it came from.
+    is gone. ``refused``: a connection failed to authenticate or was not admitted, with where it
+    came from. ``broken``: an admitted one was ended by an error of the peer's. ``undialled``: why
+    an address gives no connection, once per change of the text.
     """
 
     deliver: Callable[[Hello, bytes], Awaitable[None]]
+    answered: Callable[[Endpoint, Hello], None]
     admit: Callable[[Hello], None]
     connected: Callable[[Hello], None]
     lost: Callable[[Hello], None]
     unreachable: Callable[[Hello], None]
     refused: Callable[[str, BasenetError], None]
+    broken: Callable[[Hello, BasenetError], None]
+    undialled: Callable[[str, str], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,7 +81,7 @@ class Mesh:
             lost=self._lost,
             unreachable=tell.unreachable,
             wall_clock=wall_clock,
-            say=lambda origin, problem: tell.refused(origin, BasenetError(problem)),
+            say=tell.undialled,
         )
         self._listener = Listener(
             ListenerPort(
@@ -83,6 +90,7 @@ class Mesh:
                 admit=tell.admit,
                 deliver=tell.deliver,
                 refused=tell.refused,
+                broken=tell.broken,
                 wall_clock=wall_clock,
             )
         )
@@ -108,6 +116,10 @@ class Mesh:
     def is_connected(self, peer: PublicKeyBytes) -> bool:
         """Return whether this node can send to ``peer``."""
         return (peer, Lane.ORDINARY) in self._claims
+
+    def drop(self, peer: PublicKeyBytes) -> None:
+        """End the connections by which ``peer`` sends to this node; it may come back."""
+        self._listener.drop(peer)
 
     def queued_bytes(self, peer: PublicKeyBytes, lane: Lane) -> int:
         """Return how much waits to be sent to ``peer``."""
@@ -161,6 +173,7 @@ class Mesh:
                     nursery.start_soon(link.run)
 
     def _claim(self, link: Link, peer: Hello) -> Outbox | LinkState:
+        self._tell.answered(link.address, peer)
         if peer.key == self._own_key:
             return LinkState.ITSELF
         slot = (peer.key, link.lane)

@@ -17,12 +17,17 @@ is wrong. The offset tables stand in docs/formats/.
 `wire.quorum`             how many voters decide, in either fault model
 `wire.certificate`        the CERT record: who voted for a frame, and whether that is enough
 `wire.finality`           which frames of a lineage are final, from public keys alone
+`wire.fields`             bounds of fields that messages share
 `wire.message`            what nodes say to each other about a shard that they share
 `wire.birth`              the same about a shard of which one of them knows no lineage
+`wire.transfer`           a state between nodes: its leaf hashes, its pages
+`wire.leafparts`          4,096 leaves, verified against a state root by themselves
 `wire.rollback`           a node whose journal went back in time is told
 `wire.envelope`           the shard and lineage of a message, and frames in packs
 `wire.hello`              HELLO: who is there, before anything else on a connection
+`wire.packed`             the small frames of a log object, compressed together
 `wire.segment`            LBN2: the one signed container of the archive
+`wire.encryption`         an object encrypted at rest, for whom, and bound to its name
 `wire.pageset`            snapshots: manifest, index rows, parts
 ========================  ==============================================================
 """

@@ -15,31 +15,25 @@ from msgspec import Meta
 
 from basenet.units import (
     HASH_BYTES,
-    JOURNAL_ID_BYTES,
-    KEY_BYTES,
     KIB,
-    LINEAGE_BYTES,
-    SIGNATURE_BYTES,
-    FrameHash,
-    JournalId,
-    Lineage,
-    PublicKeyBytes,
     StateRoot,
 )
 from basenet.wire.certificate import Certificate
+from basenet.wire.fields import (
+    FrameHashField,
+    HashField,
+    JournalIdField,
+    KeyField,
+    LineageField,
+    SignatureField,
+)
 from basenet.wire.payload import VOTERS_MAX
 
 GENESIS_BYTES_MAX: Final = 16 * KIB
 """An encoded genesis: 31 voters with the longest ids, and its head."""
 _PAGES_MAX: Final = 2**32 - 1
 
-_Key = Annotated[PublicKeyBytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
-_JournalId = Annotated[JournalId, Meta(min_length=JOURNAL_ID_BYTES, max_length=JOURNAL_ID_BYTES)]
-_Lineage = Annotated[Lineage, Meta(min_length=LINEAGE_BYTES, max_length=LINEAGE_BYTES)]
-_FrameHash = Annotated[FrameHash, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
 _Root = Annotated[StateRoot, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
-_Hash = Annotated[bytes, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
-_Signature = Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
 _NodeId = Annotated[str, Meta(pattern=r"^[a-z0-9.-]{1,253}\Z")]
 _Genesis = Annotated[bytes, Meta(max_length=GENESIS_BYTES_MAX)]
 
@@ -70,11 +64,11 @@ class HeldPromise(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     ``voters``: the keys of the voters that the genesis names.
     """
 
-    author: _Key
-    journal_id: _JournalId
-    lineage: _Lineage
-    frame_hash: _FrameHash
-    voters: Annotated[tuple[_Key, ...], Meta(min_length=1, max_length=VOTERS_MAX)]
+    author: KeyField
+    journal_id: JournalIdField
+    lineage: LineageField
+    frame_hash: FrameHashField
+    voters: Annotated[tuple[KeyField, ...], Meta(min_length=1, max_length=VOTERS_MAX)]
 
 
 class Standing(
@@ -87,7 +81,7 @@ class Standing(
     operator chose this node as the author. ``promised``: its own genesis included.
     """
 
-    members_hash: _Hash
+    members_hash: HashField
     role: MemberRole
     file: FileFacts | None
     writer: _NodeId | None
@@ -123,17 +117,17 @@ class GenesisOffer(_Message, frozen=True, kw_only=True):
 class GenesisPromise(_Message, frozen=True, kw_only=True):
     """My signature under the genesis: I sign no other one, and nothing else for this shard."""
 
-    lineage: _Lineage
-    frame_hash: _FrameHash
-    signature: _Signature
+    lineage: LineageField
+    frame_hash: FrameHashField
+    signature: SignatureField
 
 
 class Withdraw(_Message, frozen=True, kw_only=True):
     """I, its author, never complete this genesis: forget the promise."""
 
-    lineage: _Lineage
-    frame_hash: _FrameHash
-    signature: _Signature
+    lineage: LineageField
+    frame_hash: FrameHashField
+    signature: SignatureField
 
 
 class LineageKnown(_Message, frozen=True, kw_only=True):

@@ -33,6 +33,14 @@ from basenet.units import (
     View,
 )
 from basenet.wire.codec import Reader, u8, u16, u64
+from basenet.wire.fields import (
+    EpochField,
+    FrameHashField,
+    KeyField,
+    SeqField,
+    SignatureField,
+    ViewField,
+)
 from basenet.wire.payload import VOTERS_MAX, ConfigPayload
 from basenet.wire.quorum import quorum_size
 from basenet.wire.signature import is_signed
@@ -47,9 +55,6 @@ PHASE_MAX: Final = COMMIT
 Verify = Callable[[PublicKeyBytes, bytes, bytes], bool]
 """Whether ``public`` made ``signature`` for ``message``."""
 
-_Key = Annotated[PublicKeyBytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
-_Signature = Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
-
 
 class Certificate(
     msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True
@@ -60,17 +65,16 @@ class Certificate(
     """
 
     phase: Annotated[int, Meta(ge=0, le=PHASE_MAX)]
-    epoch: Annotated[Epoch, Meta(ge=0)]
-    view: Annotated[View, Meta(ge=0)]
-    height: Annotated[Seq, Meta(ge=0)]
-    hash: Annotated[FrameHash, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
-    votes: Annotated[tuple[tuple[_Key, _Signature], ...], Meta(max_length=VOTERS_MAX)]
+    epoch: EpochField
+    view: ViewField
+    height: SeqField
+    hash: FrameHashField
+    votes: Annotated[tuple[tuple[KeyField, SignatureField], ...], Meta(max_length=VOTERS_MAX)]
 
 
 def encode_certificate(certificate: Certificate) -> bytes:
     """Encode a CERT record."""
-    keys = [key for key, _ in certificate.votes]
-    assert _is_ascending(keys), "signers are sorted before they are encoded"
+    assert is_ascending(certificate), "signers are sorted before they are encoded"
     return b"".join(
         (
             u8(CERT_RECORD_VERSION),
@@ -100,9 +104,7 @@ def decode_certificate(data: bytes | memoryview) -> Certificate:
         (PublicKeyBytes(reader.take(KEY_BYTES)), reader.take(SIGNATURE_BYTES)) for _ in range(count)
     )
     reader.finish()
-    if not _is_ascending([key for key, _ in votes]):
-        raise reader.fail("its signers do not ascend strictly")
-    return Certificate(
+    certificate = Certificate(
         phase=phase,
         epoch=Epoch(epoch),
         view=View(view),
@@ -110,10 +112,14 @@ def decode_certificate(data: bytes | memoryview) -> Certificate:
         hash=FrameHash(digest),
         votes=votes,
     )
+    if not is_ascending(certificate):
+        raise reader.fail("its signers do not ascend strictly")
+    return certificate
 
 
-def _is_ascending(keys: list[PublicKeyBytes]) -> bool:
-    return all(left < right for left, right in itertools.pairwise(keys))
+def is_ascending(certificate: Certificate) -> bool:
+    """Return whether its signers ascend strictly by key, as they must in a record."""
+    return all(left[0] < right[0] for left, right in itertools.pairwise(certificate.votes))
 
 
 def verify_certificate(
@@ -151,6 +157,8 @@ def check_voters(
         problem = f"is of phase {certificate.phase}, not of phase {phase} in epoch {epoch}"
     elif len(keys) != len(certificate.votes):
         problem = "counts a voter twice"
+    elif not is_ascending(certificate):
+        problem = "does not name its signers in ascending order"
     elif strangers:
         problem = f"has a vote of {min(strangers).hex()}, which is no voter of the epoch"
     elif len(keys) < quorum:

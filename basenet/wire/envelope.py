@@ -16,26 +16,25 @@ from basenet.errors import PeerError
 from basenet.units import (
     FRAME_PAYLOAD_BYTES_MAX,
     KIB,
-    LINEAGE_BYTES,
     MIB,
-    Lineage,
     ShardId,
 )
 from basenet.wire.birth import BirthMessage
 from basenet.wire.certificate import Certificate
+from basenet.wire.fields import LineageField
 from basenet.wire.message import Heartbeat, HeartbeatAck, Message
-from basenet.wire.rollback import RolledBack
+from basenet.wire.rollback import Compared, RolledBack
+from basenet.wire.transfer import TransferMessage
 
 PACK_BYTES: Final = 4 * MIB
 """A pack ends when it has so much; one frame may be larger than that and stands alone then."""
 _RECORD_BYTES_MAX: Final = FRAME_PAYLOAD_BYTES_MAX + KIB
-_PACK_RECORDS_MAX: Final = 4096
+PACK_RECORDS_MAX: Final = 4096
 
 _ShardField = Annotated[ShardId, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}\Z")]
-_LineageField = Annotated[Lineage, Meta(min_length=LINEAGE_BYTES, max_length=LINEAGE_BYTES)]
 _Records = Annotated[
     tuple[Annotated[bytes, Meta(max_length=_RECORD_BYTES_MAX)], ...],
-    Meta(min_length=1, max_length=_PACK_RECORDS_MAX),
+    Meta(min_length=1, max_length=PACK_RECORDS_MAX),
 ]
 
 
@@ -49,7 +48,7 @@ class AboutShard(_Envelope, frozen=True):
     """A message of the protocol about one shard in one lineage."""
 
     shard: _ShardField
-    lineage: _LineageField
+    lineage: LineageField
     body: Message
 
 
@@ -64,7 +63,7 @@ class FramePack(_Envelope, frozen=True):
     """Frames, in any cut and order, encoded as in the journal and the archive (Q6)."""
 
     shard: _ShardField
-    lineage: _LineageField
+    lineage: LineageField
     records: _Records
 
 
@@ -72,18 +71,26 @@ class FinalPack(_Envelope, frozen=True):
     """A piece of the final history, ascending, and what certifies the last frame of it."""
 
     shard: _ShardField
-    lineage: _LineageField
+    lineage: LineageField
     records: _Records
     certificate: Certificate | None
+
+
+class AboutState(_Envelope, frozen=True):
+    """A question for, or a piece of, the state of the database (docs/formats/transfer.md)."""
+
+    shard: _ShardField
+    lineage: LineageField
+    body: TransferMessage
 
 
 class BetweenNodes(_Envelope, frozen=True):
     """A message of two nodes that is about no shard, or about all of them."""
 
-    body: Heartbeat | HeartbeatAck | RolledBack
+    body: Heartbeat | HeartbeatAck | RolledBack | Compared
 
 
-Envelope = AboutShard | AboutBirth | FramePack | FinalPack | BetweenNodes
+Envelope = AboutShard | AboutBirth | FramePack | FinalPack | AboutState | BetweenNodes
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final[msgspec.msgpack.Decoder[Envelope]] = msgspec.msgpack.Decoder(Envelope)
@@ -98,7 +105,7 @@ def decode_envelope(data: bytes) -> Envelope:
     """Decode what a peer sent; raise `PeerError` if anything in it is not as it must be."""
     try:
         return _DECODER.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PeerError(f"a message of the peer cannot be read: {error}") from error
 
 
@@ -107,7 +114,7 @@ def cut(records: Iterable[bytes]) -> Iterator[tuple[bytes, ...]]:
     pack: list[bytes] = []
     size = 0
     for record in records:
-        if pack and (size + len(record) > PACK_BYTES or len(pack) == _PACK_RECORDS_MAX):
+        if pack and (size + len(record) > PACK_BYTES or len(pack) == PACK_RECORDS_MAX):
             yield tuple(pack)
             pack, size = [], 0
         pack.append(record)

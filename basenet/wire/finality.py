@@ -105,6 +105,8 @@ def found(
         _require_no_certificate(electors, genesis)
         return electors
     _check_place(certificate, genesis)
+    if certificate.view != _FIRST_VIEW:
+        raise CertificateInvalid(f"{describe_certificate(certificate)} is of no genesis")
     check_voters(certificate, config, len(config.voters), CONSENT, _FIRST_EPOCH)
     check_signatures(certificate, electors.scope.genesis(genesis.hash), verify)
     return electors

@@ -55,6 +55,8 @@ FRAME_VERSION: Final = 2
 FRAME_VERSION_OLD: Final = 1
 _FIXED: Final = Struct(">QQq16sI")  # seq, prev_seq, timestamp_ns, salt, payload_len
 _TRAILER: Final = Struct(">BBQQ32s32s32s")  # kind .. author
+_REST_BYTES: Final = HASH_BYTES + _TRAILER.size + SIGNATURE_BYTES  # behind the payload
+_PREV_HASH_OFFSET: Final = 1 + 1 + 8 + 8  # within the trailer
 _CHECKSUM_HEAD: Final = Struct(">QQ16s")
 _HASH_DOMAIN: Final = b"basenet/frame/2\0"
 _SIGNATURE_DOMAIN: Final = b"basenet/framesig/1\0"
@@ -338,12 +340,78 @@ def decode_frame(data: bytes | memoryview) -> Frame | FrameV1:
     )
 
 
+def decode_head_of(data: bytes | memoryview) -> Head:
+    """Decode the head of an encoded frame of version 2, without a look at its payload.
+
+    Raises `FrameCorrupt` if it is malformed; whether the payload fits the checksum is not asked.
+    """
+    reader = Reader(data, error=FrameCorrupt, what="a frame record")
+    version = reader.u8()
+    if version != FRAME_VERSION:
+        raise reader.fail(f"frame version {version} where {FRAME_VERSION} is expected")
+    front = _decode_front(reader)
+    reader.view(front.payload_len)
+    return _decode_rest(reader, front)
+
+
 def decode_head(data: bytes | memoryview) -> Head:
     """Decode a HEAD record; raise `FrameCorrupt` if it is malformed."""
     reader = Reader(data, error=FrameCorrupt, what="a HEAD record")
     if reader.u8() != HEAD_RECORD_VERSION:
         raise reader.fail("it is not a HEAD record")
     return _decode_rest(reader, _decode_front(reader))
+
+
+def strip_frame(data: bytes, before: FrameHash | None) -> tuple[bytes, FrameHash]:
+    """Return an encoded frame without what a reader can compute, and its hash.
+
+    That is ``cksm``, and ``prev_hash`` if the frame continues the one with the hash ``before``.
+    Raises `FrameCorrupt` if the frame is cut or its payload is not the one of its checksum, and
+    `ChainBroken` if it does not continue ``before``.
+    """
+    # By hand: thousands of them may be stripped in a second, and nothing else of them matters.
+    front = 3 + int.from_bytes(data[1:3], "big") + _FIXED.size
+    if data[:1] != b"\x02" or len(data) < front + _REST_BYTES:
+        raise FrameCorrupt(f"a frame of {len(data)} bytes is cut, or not of version 2.")
+    shard = data[3 : front - _FIXED.size]
+    seq, prev_seq, _, salt, length = _FIXED.unpack_from(data, front - _FIXED.size)
+    end = front + length
+    if len(data) != end + _REST_BYTES or not shard.isascii():
+        raise FrameCorrupt(f"frame {seq} has {len(data)} bytes where {end + _REST_BYTES} belong.")
+    place = end + HASH_BYTES
+    cksm, trailer = data[end:place], data[place : place + _TRAILER.size]
+    payload = memoryview(data)[front:end]
+    if cksm != checksum(str(shard, "ascii"), seq, prev_seq, salt, payload):
+        raise FrameCorrupt(f"the checksum of frame {seq} is wrong.")
+    digest = _hash(data[1:front], cksm, trailer)
+    prev_hash = place + _PREV_HASH_OFFSET
+    rest = prev_hash + HASH_BYTES
+    if before is None:
+        return data[:end] + data[place:], digest
+    if data[prev_hash:rest] != before:
+        raise ChainBroken(f"frame {seq} does not continue the frame {before.hex()}.")
+    return b"".join((data[:end], data[place:prev_hash], data[rest:])), digest
+
+
+def restore_frame(data: memoryview, before: Head | None) -> Frame:
+    """Return the frame that `strip_frame` was given; ``before`` as it was there.
+
+    Raises `FrameCorrupt` if ``data`` is malformed. If it is another frame's, or changed, the
+    signature of the frame is wrong.
+    """
+    reader = Reader(data, error=FrameCorrupt, what="a stripped frame record")
+    if reader.u8() != FRAME_VERSION:
+        raise reader.fail(f"it is not of version {FRAME_VERSION}")
+    front = _decode_front(reader)
+    payload = reader.take(front.payload_len)
+    cksm = checksum(front.shard, front.seq, front.prev_seq, front.salt, payload)
+    place = reader.take(_PREV_HASH_OFFSET)
+    prev_hash = reader.take(HASH_BYTES) if before is None else before.hash
+    rest = b"".join((cksm, place, prev_hash, reader.view(reader.remaining)))
+    return Frame(
+        head=_decode_rest(Reader(rest, error=FrameCorrupt, what="a stripped frame record"), front),
+        payload=payload,
+    )
 
 
 def check_link(before: Head, after: Head) -> None:

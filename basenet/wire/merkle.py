@@ -154,6 +154,15 @@ class StateTree:
         self._dirty: set[int] = set()
         self._rebuild()
 
+    def copy(self) -> "StateTree":
+        """Return a tree of the same state that changes on its own."""
+        self._settle()
+        twin = StateTree(self.page_size)
+        twin.leaves = bytearray(self.leaves)
+        twin.db_pages = self.db_pages
+        twin._levels = [bytearray(nodes) for nodes in self._levels]
+        return twin
+
     def _rebuild(self) -> None:
         nodes = parents(0, self.leaves)
         self._levels = [nodes]

@@ -18,19 +18,18 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from basenet.units import (
-    HASH_BYTES,
-    KEY_BYTES,
-    LINEAGE_BYTES,
-    SIGNATURE_BYTES,
-    Epoch,
-    FrameHash,
-    Lineage,
-    PublicKeyBytes,
-    Seq,
-    View,
-)
 from basenet.wire.certificate import PHASE_MAX, Certificate
+from basenet.wire.fields import (
+    Count,
+    EpochField,
+    FrameHashField,
+    HashField,
+    KeyField,
+    LineageField,
+    SeqField,
+    SignatureField,
+    ViewField,
+)
 from basenet.wire.payload import VOTERS_MAX
 from basenet.wire.tuples import BOOT_NONCE_BYTES, NONCE_BYTES
 
@@ -41,15 +40,6 @@ REFUSALS_MAX: Final = 64 * VOTERS_MAX
 LED_SHARDS_MAX: Final = 100_000
 """One node cannot lead more: each of its databases takes a dozen descriptors."""
 
-_EpochField = Annotated[Epoch, Meta(ge=0)]
-_ViewField = Annotated[View, Meta(ge=0)]
-_SeqField = Annotated[Seq, Meta(ge=0)]
-_Count = Annotated[int, Meta(ge=0)]
-_KeyField = Annotated[PublicKeyBytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
-_FrameHashField = Annotated[FrameHash, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
-_HashField = Annotated[bytes, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
-_SignatureField = Annotated[bytes, Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
-_LineageField = Annotated[Lineage, Meta(min_length=LINEAGE_BYTES, max_length=LINEAGE_BYTES)]
 _NonceField = Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 _BootNonceField = Annotated[bytes, Meta(min_length=BOOT_NONCE_BYTES, max_length=BOOT_NONCE_BYTES)]
 
@@ -58,8 +48,8 @@ class Mark(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     """Where a chain had got to, and in which view (-1: by the epoch's genesis alone)."""
 
     view: Annotated[int, Meta(ge=-1)]
-    height: _SeqField
-    hash: _FrameHashField
+    height: SeqField
+    hash: FrameHashField
 
 
 class _Message(
@@ -67,7 +57,7 @@ class _Message(
 ):
     """Of one shard in one lineage, which the envelope names; ``epoch`` of the sender."""
 
-    epoch: _EpochField
+    epoch: EpochField
 
 
 class NewView(_Message, frozen=True):
@@ -76,20 +66,20 @@ class NewView(_Message, frozen=True):
     ``proof``: in the Byzantine mode the certificate for exactly ``high``, None at the genesis.
     """
 
-    view: _ViewField
-    sender: _KeyField
+    view: ViewField
+    sender: KeyField
     high: Mark
     proof: Certificate | None
-    signature: _SignatureField
+    signature: SignatureField
 
 
 class Refuse(_Message, frozen=True):
     """The promise never to vote for ``hash`` or a descendant of it (Q8)."""
 
-    sender: _KeyField
-    height: _SeqField
-    hash: _FrameHashField
-    signature: _SignatureField
+    sender: KeyField
+    height: SeqField
+    hash: FrameHashField
+    signature: SignatureField
 
 
 class Justification(
@@ -108,26 +98,26 @@ class Propose(_Message, frozen=True):
     ``final``: the highest certificates that the leader knows.
     """
 
-    view: _ViewField
-    prev_height: _SeqField
-    prev_hash: _FrameHashField
-    end_height: _SeqField
-    end_hash: _FrameHashField
+    view: ViewField
+    prev_height: SeqField
+    prev_hash: FrameHashField
+    end_height: SeqField
+    end_hash: FrameHashField
     anchor: Mark
     justification: Justification | None
     prepared: Certificate | None
     final: Certificate | None
-    signature: _SignatureField
+    signature: SignatureField
 
 
 class Vote(_Message, frozen=True):
     """A vote for the frame ``hash`` and everything below it."""
 
-    view: _ViewField
+    view: ViewField
     phase: Annotated[int, Meta(ge=0, le=PHASE_MAX)]
-    height: _SeqField
-    hash: _FrameHashField
-    signature: _SignatureField
+    height: SeqField
+    hash: FrameHashField
+    signature: SignatureField
 
 
 class Certified(_Message, frozen=True):
@@ -139,38 +129,38 @@ class Certified(_Message, frozen=True):
 class Wish(_Message, frozen=True):
     """The wish to leave the present view for ``view``: a pre-vote, no promise."""
 
-    view: _ViewField
-    signature: _SignatureField
+    view: ViewField
+    signature: SignatureField
 
 
 class Release(_Message, frozen=True):
     """The leader of ``view`` hands over to the leader of ``target``."""
 
-    view: _ViewField
-    target: _ViewField
-    signature: _SignatureField
+    view: ViewField
+    target: ViewField
+    signature: SignatureField
 
 
 class Need(_Message, frozen=True):
     """Send me the frames of your chain above this frame, which I hold."""
 
-    view: _ViewField
-    above_height: _SeqField
-    above_hash: _FrameHashField
+    view: ViewField
+    above_height: SeqField
+    above_hash: FrameHashField
 
 
 class Pull(_Message, frozen=True):
     """Send me the branch that ends in ``hash``, as far down as ``above_height``."""
 
-    height: _SeqField
-    hash: _FrameHashField
-    above_height: _SeqField
+    height: SeqField
+    hash: FrameHashField
+    above_height: SeqField
 
 
 class SyncRequest(_Message, frozen=True):
     """Send me what is final above ``above_height``, epoch by epoch, with certificates."""
 
-    above_height: _SeqField
+    above_height: SeqField
 
 
 class ReadIndexRequest(_Message, frozen=True):
@@ -182,10 +172,10 @@ class ReadIndexRequest(_Message, frozen=True):
 class ReadIndex(_Message, frozen=True):
     """Everything final at the time of the request is at or below ``height``."""
 
-    view: _ViewField
-    height: _SeqField
+    view: ViewField
+    height: SeqField
     nonce: _NonceField
-    signature: _SignatureField
+    signature: SignatureField
 
 
 Message = (
@@ -209,9 +199,9 @@ class LedShard(
 ):
     """A shard that the sender of a heartbeat leads."""
 
-    lineage: _LineageField
-    epoch: _EpochField
-    view: _ViewField
+    lineage: LineageField
+    epoch: EpochField
+    view: ViewField
 
 
 class Heartbeat(
@@ -230,12 +220,12 @@ class Heartbeat(
     """
 
     boot_nonce: _BootNonceField
-    number: _Count
-    list_version: _Count
-    list_hash: _HashField
-    base_version: _Count
+    number: Count
+    list_version: Count
+    list_hash: HashField
+    base_version: Count
     led: Annotated[tuple[LedShard, ...], Meta(max_length=LED_SHARDS_MAX)]
-    unled: Annotated[tuple[_LineageField, ...], Meta(max_length=LED_SHARDS_MAX)]
+    unled: Annotated[tuple[LineageField, ...], Meta(max_length=LED_SHARDS_MAX)]
 
 
 class HeartbeatAck(
@@ -253,9 +243,9 @@ class HeartbeatAck(
     """
 
     boot_nonce: _BootNonceField
-    number: _Count
-    held_version: _Count
-    list_hash: _HashField
+    number: Count
+    held_version: Count
+    list_hash: HashField
     is_granting: bool
-    exceptions: Annotated[tuple[_LineageField, ...], Meta(max_length=EXCEPTIONS_MAX)]
-    signature: _SignatureField
+    exceptions: Annotated[tuple[LineageField, ...], Meta(max_length=EXCEPTIONS_MAX)]
+    signature: SignatureField

@@ -99,8 +99,11 @@ class CommitPayload:
         return memoryview(self.pages)[start : start + self.page_size]
 
 
-def encode_commit(payload: CommitPayload) -> bytes:
-    """Encode ``payload``, compressed where that makes it smaller."""
+def encode_commit(payload: CommitPayload, *, is_packed_later: bool = False) -> bytes:
+    """Encode ``payload``, compressed where that makes it smaller.
+
+    ``is_packed_later``: as it is, to be compressed with its neighbours (`wire.packed`).
+    """
     raw_len, count = len(payload.pages), len(payload.pgnos)
     assert is_page_size(payload.page_size), "a page size that SQLite does not have"
     assert raw_len == count * payload.page_size, "pages and page numbers differ"
@@ -109,7 +112,7 @@ def encode_commit(payload: CommitPayload) -> bytes:
         "page numbers that do not ascend strictly within the database, or the lock page"
     )
     codec, body = Codec.RAW, payload.pages
-    if raw_len:
+    if raw_len and not is_packed_later:
         compressed = compress(payload.pages, level=ZSTD_LEVEL)
         if len(compressed) < raw_len:
             codec, body = Codec.ZSTD, compressed

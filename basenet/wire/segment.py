@@ -18,9 +18,10 @@ version 1 (the system that basenet follows) have no EPOCH.
 ``count`` counts frames only; objects without frames (page sets, TIP) have count 0 and the start
 of their HEAD. Records are told apart by their first byte::
 
-    1, 2 frame   3 CERT   4 EPOCH   5 PAGESET   6 HEAD   7 TREE
+    1, 2 frame   3 CERT   4 EPOCH   5 PAGESET   6 HEAD   7 TREE   8 PACKED
 
-What an object may hold depends on its role::
+A PACKED record stands for the frames in it (`wire.packed`): they are unpacked where it is, and from
+then on nothing tells them from others. What an object may hold depends on its role::
 
     LOG        EPOCH | frame (of version 2, seqs without a gap) or CERT, one or more | TREE, or none
     PAGE_SET   EPOCH | HEAD | CERT, any number | PAGESET
@@ -30,7 +31,7 @@ The links between frames (prev_hash), who may author them and what a certificate
 judged here: they need the frames before, and the CONFIG in force.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import IntEnum
@@ -64,6 +65,7 @@ from basenet.wire.frame import (
     decode_frame,
     decode_head,
 )
+from basenet.wire.packed import PACKED_RECORD_VERSION, decode_packed, encode_packed
 from basenet.wire.signature import Signer, get_fingerprint, is_signed
 
 MAGIC: Final = b"LBN2"
@@ -72,6 +74,7 @@ PAGESET_RECORD_VERSION: Final = 5
 TREE_RECORD_VERSION: Final = 7
 # A frame of 8 MiB beside others that filled the 4 MiB target; a manifest is far below.
 OBJECT_BYTES_MAX: Final = 64 * MIB
+_PACKED: Final = bytes([PACKED_RECORD_VERSION])
 _TAIL_BYTES: Final = 4 + KEY_BYTES + SIGNATURE_BYTES
 
 
@@ -133,6 +136,11 @@ class Segment:
         return [record for record in self.records if isinstance(record, Frame)]
 
     @property
+    def certificates(self) -> list[Certificate]:
+        """The certificates of its frames, or of its HEAD, in their order."""
+        return [record for record in self.records if isinstance(record, Certificate)]
+
+    @property
     def end_seq(self) -> Seq:
         """The seq of the last frame (``start_seq`` when there are no frames)."""
         return Seq(self.start_seq + max(self.count - 1, 0))
@@ -164,6 +172,15 @@ def encode_tree(record: TreeRecord) -> bytes:
     )
 
 
+def pack_frames(frames: Sequence[bytes]) -> Sequence[bytes]:
+    """Return the records to store encoded ``frames`` as: themselves, or one PACKED record.
+
+    Raises `CorruptionError` if they are not sound frames in a chain, as far as that is looked at.
+    """
+    packed = encode_packed(frames)
+    return frames if packed is None else (packed,)
+
+
 def encode_segment(
     *,
     shard: ShardId,
@@ -181,10 +198,12 @@ def encode_segment(
     parts = [MAGIC, encode_shard_id(shard), u64(start_seq), u32(count)]
     for record in records:
         parts += (u32(len(record)), record)
-    body = b"".join(parts)
-    assert len(body) + _TAIL_BYTES <= OBJECT_BYTES_MAX, "an object that no reader accepts"
-    body += u32(crc32(body)) + signer.public
-    return body + signer.sign(body)
+    size, crc = _TAIL_BYTES, 0
+    for part in parts:
+        size, crc = size + len(part), crc32(part, crc)
+    assert size <= OBJECT_BYTES_MAX, "an object that no reader accepts"
+    signed = b"".join((*parts, u32(crc), signer.public))
+    return signed + signer.sign(signed)
 
 
 def decode_segment(
@@ -202,8 +221,15 @@ def decode_segment(
     reader.take(len(MAGIC))
     shard, start_seq, count = reader.shard_id(), Seq(reader.u64()), reader.u32()
     records: list[Record] = []
+    unpacked = 0
     while reader.remaining:
-        records.append(_decode_record(reader.view(reader.u32()), reader))
+        record = reader.view(reader.u32())
+        if record[:1] != _PACKED:
+            records.append(_decode_record(record, reader))
+            continue
+        raw_len, packed = decode_packed(record, reader, OBJECT_BYTES_MAX - len(data) - unpacked)
+        unpacked += raw_len
+        records += packed
     segment = Segment(
         shard=shard, start_seq=start_seq, count=count, records=tuple(records), public=public
     )

@@ -352,3 +352,41 @@ async def test_reading_a_lease_tells_its_age_by_the_stores_clock() -> None:
     seen = await read_lease(store, NAMES)
     assert seen is not None
     assert (seen.body.node, seen.age_ns, seen.token) == ("a", 0, Token("1"))
+
+
+def established(store: Store, node: str, view: int, *, epoch: int = 1) -> Lease:
+    """A lease of the node that a quorum follows in (epoch, view)."""
+    holder = Holder(
+        node=node,
+        key=signer(ord(node)).public,
+        journal_id=JournalId(node.encode() * 16),
+        lineage=lineage(),
+        epoch=epoch,
+        view=view,
+        is_established=True,
+    )
+    return Lease(store=store, names=NAMES, holder=holder, clock=trio_clock())
+
+
+async def test_a_later_view_takes_over_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    """Archive epoch + 1, without a wait; the one before finds out with its next write."""
+    store = MemoryStore()
+    before, after = established(store, "a", 3), established(store, "b", 4)
+    assert await before.ensure() == 1
+    started = trio.current_time()
+    await after.observe()
+    assert await after.ensure() == 2
+    assert trio.current_time() == started
+    before.doubt()
+    with pytest.raises(LeaseLost, match="node b"):
+        await before.ensure()
+    assert await established(store, "c", 0, epoch=2).ensure() == 3
+
+
+async def test_an_earlier_view_waits_as_anybody(autojump_clock: trio.testing.MockClock) -> None:
+    """So does a node that nobody follows, whatever it says of its view."""
+    store = MemoryStore()
+    assert await established(store, "b", 4).ensure() == 1
+    started = trio.current_time()
+    assert await established(store, "a", 3).ensure() == 2
+    assert trio.current_time() - started >= 30

@@ -3,7 +3,13 @@
 from dataclasses import replace
 
 from basenet.archive.clock import SECOND_NS
-from basenet.archive.schedule import LOG_BYTES_MIN, Reason, SnapshotNeed, plan_snapshot
+from basenet.archive.schedule import (
+    LOG_BYTES_MIN,
+    SPACING_SECONDS,
+    Reason,
+    SnapshotNeed,
+    plan_snapshot,
+)
 from basenet.units import MIB
 
 BASE_NS = 1_700_000_000 * SECOND_NS
@@ -48,6 +54,15 @@ def test_a_log_larger_than_the_snapshot_makes_it_due() -> None:
     plan = plan_snapshot(replace(QUIET, log_bytes=100 * MIB + 1))
     assert plan.reason is Reason.LOG_SIZE
     assert plan.is_due(BASE_NS)
+
+
+def test_a_database_that_grows_fast_is_not_read_again_and_again() -> None:
+    """The next one by size comes half a minute after the last, or once it is quiet."""
+    need = replace(QUIET, log_bytes=10_000 * MIB, is_busy=True)
+    plan = plan_snapshot(need)
+    assert plan.due_ns == BASE_NS + int(SPACING_SECONDS) * SECOND_NS
+    assert not plan.is_due(plan.due_ns - 1)
+    assert plan_snapshot(need, interval_seconds=1).due_ns == BASE_NS + SECOND_NS
 
 
 def test_a_tiny_database_is_not_stored_all_the_time() -> None:

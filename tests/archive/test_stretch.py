@@ -17,7 +17,7 @@ LINEAGE = Lineage(bytes(16))
 Made = tuple[LogItem, LogFacts]
 
 
-def made(start: int, end: int, *, epoch: int = 1, branch: str = "") -> Made:
+def made(start: int, end: int, *, epoch: int = 1, branch: str = "", certified_to: int = 0) -> Made:
     """Return a log object; ``branch`` names the history that each of its frames is of.
 
     One letter a frame; frames at one seq are equal when their letters are.
@@ -36,6 +36,7 @@ def made(start: int, end: int, *, epoch: int = 1, branch: str = "") -> Made:
         epochs=array("Q", [1] * count),
         flags=bytes(count),
         configs=(),
+        certified_to=certified_to,
     )
 
 
@@ -142,3 +143,12 @@ def test_the_first_gap_is_found(held: set[int], first: int, more: int) -> None:
     while end + 1 <= last and end + 1 not in held:
         end += 1
     assert gap == (missing[0], end)
+
+
+def test_an_epoch_does_not_decide_between_certified_frames() -> None:
+    """Both are final for somebody: that is the alarm. One that is not is orphaned as ever."""
+    ours = made(1, 4, epoch=2, branch="aabb", certified_to=4)
+    with pytest.raises(ConflictError, match=r"two final histories: .* at seq 3"):
+        settle(made(1, 4, branch="aaaa", certified_to=4), ours)
+    stretch, _ = settle(made(1, 4, branch="aaaa", certified_to=2), ours)
+    assert spell(stretch.orphans) == [("1-4-1", 3, 4)]

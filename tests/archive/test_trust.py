@@ -12,7 +12,7 @@ from basenet.archive.trust import (
     enter,
     read_genesis,
 )
-from basenet.errors import ChainBroken, CorruptionError, UntrustedKey
+from basenet.errors import ChainBroken, UntrustedKey
 from tests.archive.builder import History
 from tests.fakes.chain import signer
 
@@ -74,12 +74,15 @@ def test_a_config_of_another_lineage_is_refused() -> None:
         change(start(other, begin({ONE})), frame, other.lineage, "object")
 
 
-def test_a_config_of_several_voters_is_refused() -> None:
-    """Without certificates a reader cannot tell final from proposed."""
+def test_a_config_of_several_voters_begins_an_epoch_that_is_certified() -> None:
+    """The one voter before it makes it final by himself; after it certificates decide."""
     history = History()
     frame = history.hand_over(2, voters=3)
-    with pytest.raises(CorruptionError, match="names 3 voters"):
-        change(start(history, begin({ONE})), frame, history.lineage, "object")
+    before = start(history, begin({ONE}))
+    after = change(before, frame, history.lineage, "object")
+    assert not before.is_certified
+    assert after.is_certified
+    assert after.believed == {ONE, TWO, THREE, signer(4).public}
 
 
 def test_a_config_nobody_signed_is_refused() -> None:

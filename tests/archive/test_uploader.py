@@ -179,9 +179,14 @@ async def test_the_number_of_writes_is_bounded_and_an_idle_shard_makes_none(
         assert bench.store.calls == []
 
 
-async def test_a_full_segment_never_waits(autojump_clock: trio.testing.MockClock) -> None:
-    """Past the target size objects follow one another without regard to the interval."""
-    bench = Bench(settings=UploadSettings(segment_target_bytes=4000, flush_interval_seconds=60))
+async def test_no_more_than_the_bound_waits_for_the_end_of_the_interval(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Past it objects follow one another without regard to the interval."""
+    settings = UploadSettings(
+        segment_target_bytes=4000, flush_interval_seconds=60, waiting_bytes_max=4000
+    )
+    bench = Bench(settings=settings)
     async with bench.running():
         bench.append(1)
         await trio.sleep(1)
@@ -195,6 +200,24 @@ async def test_a_full_segment_never_waits(autojump_clock: trio.testing.MockClock
         await trio.sleep(60)
         assert bench.uploader.facts().lag_frames == 0
     ends = bench.logs()
+    assert all(before[1] + 1 == after[0] for before, after in pairwise(ends))
+
+
+async def test_full_segments_go_together_at_the_end_of_the_interval(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A burst is left alone while it lasts; what it wrote is then cut into segments."""
+    bench = Bench(settings=UploadSettings(segment_target_bytes=4000, flush_interval_seconds=1))
+    async with bench.running():
+        bench.append(1)
+        await trio.sleep(0.5)
+        bench.commit(40)
+        await trio.sleep(0.499)
+        assert bench.logs() == [(1, 1)]
+        await trio.sleep(0.002)
+        assert bench.uploader.facts().lag_frames == 0
+    ends = bench.logs()
+    assert len(ends) > 4
     assert all(before[1] + 1 == after[0] for before, after in pairwise(ends))
 
 

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
 import trio
 
 from basenet.archive.backlog import Backlog
 from basenet.archive.clock import SECOND_NS, Clock
 from basenet.archive.continuation import Resume, decide_continuation
 from basenet.archive.directory import DirectoryStore
+from basenet.archive.encrypted import EncryptedStore
+from basenet.archive.keyring import Keyring
 from basenet.archive.lease import Holder, Lease
 from basenet.archive.names import ShardNames
 from basenet.archive.place import Place
@@ -22,16 +25,20 @@ from basenet.units import PublicKeyBytes, Seq
 from basenet.wire.frame import encode_frame
 from tests.fakes.chain import JOURNAL_ID, Chain, ChainSource
 from tests.fakes.journal import journal_of
+from tests.fakes.keyrings import make_keyring
 from tests.fakes.live_database import LiveDatabase
 
 
-async def test_log_snapshots_retention_and_restart_on_a_directory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keyring", [Keyring(), make_keyring()], ids=["clear", "encrypted"])
+async def test_log_snapshots_retention_and_restart_on_a_directory(
+    tmp_path: Path, keyring: Keyring
+) -> None:
     """Ship, snapshot under commits, stop, start again, prune: every step leaves a whole archive."""
     chain = Chain(page_size=4096)
     names = ShardNames(service="default", shard=chain.shard)
     seal = Seal(names=names, lineage=chain.lineage, signer=chain.signer)
     trusted = frozenset({PublicKeyBytes(chain.signer.public)})
-    store = DirectoryStore(tmp_path / "archive")
+    store = EncryptedStore(DirectoryStore(tmp_path / "archive"), keyring)
     handed = 0
 
     def lease() -> Lease:

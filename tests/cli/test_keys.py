@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from basenet.cli.main import run
-from basenet.keys import signing, trust
+from basenet.keys import age, signing, trust
 
 SEED_TEXT = base64.b64encode(bytes(range(32))).decode()
 
@@ -156,3 +156,19 @@ def test_show_of_what_is_no_key_is_one_sentence(
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["rubbish"]
+
+
+def test_age_makes_an_identity_file_and_shows_its_recipient(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the recipient is printed; a second time the file is kept."""
+    assert run(["keys", "age", "archive.key"]) == 0
+    out, err = capsys.readouterr()
+    path = tmp_path / "archive.key"
+    (identity,) = age.load_identities(str(path))
+    assert (out, err) == (f"{age.format_recipient(identity.recipient)}\n", "")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert run(["keys", "age", "archive.key", "--json"]) == 4
+    assert run(["keys", "age", "other.key", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipient"].startswith("age1")
+    assert age.load_identities(str(path)) == (identity,)

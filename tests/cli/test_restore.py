@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from basenet.cli.listing import format_moment
 from basenet.cli.main import run
-from basenet.cli.restore import format_moment, parse_moment
+from basenet.cli.restore import parse_moment
 from basenet.errors import UsageError
 from basenet.keys.trust import format_public, get_fingerprint
 from tests.archive.builder import Archive, History
@@ -355,3 +357,48 @@ def test_a_restore_from_a_directory_loads_nothing_heavy(archive: Path, keys: Pat
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_moments_are_listed(
+    archive: Path, keys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For people and as JSON, without a file to restore to."""
+    common = ["restore", str(archive), "--list", "--trusted-keys", str(keys)]
+    assert run(common) == 0
+    out = capsys.readouterr().out
+    assert "snapshots  4" in out
+    assert re.search(r"^1 +8 +2023-11-14T22:13:\S+ +2023-11-14T22:13:\S+$", out, re.MULTILINE)
+    assert run([*common, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [(one["first_seq"], one["last_seq"]) for one in document["restorable"]] == [(1, 8)]
+    assert document["snapshots"] == [4]
+    assert run(["restore", str(archive), "o.db", "--list"]) == 2
+    assert "--list restores nothing" in capsys.readouterr().err
+
+
+def test_what_is_left_is_listed(
+    archive: Path, keys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Newest objects are gone: the list says so, and what can still be had."""
+    max(archive.rglob("log/*/*.lbn")).unlink()
+    assert run(["restore", str(archive), "--list", "--trusted-keys", str(keys), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [(one["first_seq"], one["last_seq"]) for one in document["restorable"]] == [(1, 6)]
+    assert "the newest objects were deleted" in document["troubles"][0]
+
+
+def test_nothing_is_done_without_an_archive(
+    archive: Path, keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A first start: nothing there is success; another wish that fails is none."""
+    (tmp_path / "empty").mkdir()
+    common = ["--if-archive-exists", "--trusted-keys", str(keys)]
+    for place in (str(tmp_path / "empty"), str(tmp_path / "none")):
+        assert run(["restore", place, "o.db", *common]) == 0
+        assert "holds nothing of the shard" in capsys.readouterr().err
+    assert run(["restore", str(archive), "o.db", "--shard", "other", *common, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["restored"] is False
+    assert not Path("o.db").exists()
+    assert run(["restore", str(archive), "o.db", "--to-seq", "99", *common]) == 3
+    assert run(["restore", str(archive), "o.db", *common]) == 0
+    assert Path("o.db").exists()

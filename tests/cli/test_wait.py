@@ -35,6 +35,7 @@ def test_the_present_commit_is_asked_for_by_now(
         "level": "final",
         "archived_seq": 11,
         "final_seq": 11,
+        "cookie": "00112233-11",
     }
     assert surface.waits == [("b", None, "final", 90.0)]
 

@@ -15,6 +15,9 @@ from basenet.config.location import ArchiveScheme
 from basenet.config.values import Endpoint
 from basenet.units import GIB, MIB
 
+# From the tests of rage, an implementation of age.
+RECIPIENT = "age1t7rxyev2z3rw82stdlrrepyc39nvn86l5078zqkf5uasdy86jp6svpy7pa"
+IDENTITY = "AGE-SECRET-KEY-1GQ9778VQXMMJVE8SK7J6VT8UJ4HDQAJUVSFCWCM02D8GEWQ72PVQ2Y5J33"
 TLS = {
     "BASE_TLS_CA": "/pki/ca.crt",
     "BASE_TLS_SERVER_CERT": "/pki/a/node.crt",
@@ -48,7 +51,7 @@ def test_an_empty_environment_is_the_defaults_of_the_document() -> None:
     assert config.snapshot_interval_seconds == 24 * 3600
     assert config.retention_seconds == 7 * 86400
     assert config.retry_deadline_seconds == 300
-    assert config.shard_backlog_bytes_max == 64 * MIB
+    assert config.shard_backlog_bytes_max == MIB
     assert config.shard_backlog_segments_max == 100_000
     assert config.journal_bytes_max == 4 * GIB
     assert config.capture is model.CapturePolicy.ADAPTIVE
@@ -59,6 +62,7 @@ def test_an_empty_environment_is_the_defaults_of_the_document() -> None:
     assert config.trusted_keys is None
     assert config.listen_http == Endpoint(host="127.0.0.1", port=8090)
     assert config.failpoints == ()
+    assert config.trace_file is None
     assert config.cluster.replication == 3
     assert config.cluster.listen_p2p == Endpoint(host="", port=9999)
     assert config.cluster.lease_ms == 1000
@@ -96,6 +100,7 @@ def test_a_full_standalone_environment_is_read() -> None:
         BASE_LOG_LEVEL="debug",
         BASE_TEST="1",
         BASE_FAILPOINTS="journal.fsync=error, capture.poll=pause",
+        BASE_TRACE_FILE="/var/trace",
     )
     assert [spec.shard for spec in config.shards] == ["app", "orders"]
     assert config.data_dir == Path("/var/lib/basenet")
@@ -121,6 +126,7 @@ def test_a_full_standalone_environment_is_read() -> None:
     assert config.log_format is model.LogFormat.JSON
     assert config.log_level is model.LogLevel.DEBUG
     assert config.is_test is True
+    assert config.trace_file == Path("/var/trace")
     assert [(point.name, point.action) for point in config.failpoints] == [
         ("journal.fsync", "error"),
         ("capture.poll", "pause"),
@@ -195,6 +201,8 @@ def test_every_variable_of_the_table_changes_the_configuration() -> None:
         "BASE_SHARD_BACKLOG_MAX": "2MiB",
         "BASE_SHARD_BACKLOG_SEGMENTS": "2",
         "BASE_ARCHIVE_UNCONDITIONAL": "on",
+        "BASE_ARCHIVE_RECIPIENTS": RECIPIENT,
+        "BASE_ARCHIVE_IDENTITY": "/x",
         "BASE_CAPTURE": "strict",
         "BASE_SYNC_WAL": "off",
         "BASE_DETACH_AFTER": "2s",
@@ -206,6 +214,7 @@ def test_every_variable_of_the_table_changes_the_configuration() -> None:
         "BASE_LOG_LEVEL": "error",
         "BASE_TEST": "on",
         "BASE_FAILPOINTS": "x=y",
+        "BASE_TRACE_FILE": "/x",
         "BASE_PEERS": "x:1",
         "BASE_LISTEN_P2P": ":1",
         "BASE_NODE_ROLE": "archive",
@@ -232,8 +241,23 @@ def test_every_variable_of_the_table_changes_the_configuration() -> None:
     for name, value in examples.items():
         base = cluster if variables.TABLE[name].cluster else {}
         base = {**base, **pairs} if name in pairs else base
+        base = {"BASE_ARCHIVE_IDENTITY": "/y"} if name == "BASE_ARCHIVE_RECIPIENTS" else base
         base = {"BASE_TEST": "on"} if name == "BASE_FAILPOINTS" else base
         assert read(**{**base, name: value}) != read(**base), name
+
+
+def test_an_encrypted_archive_needs_an_identity_and_shows_none() -> None:
+    """Recipients alone would make an archive that its own writer cannot read."""
+    faults = refuse(BASE_ARCHIVE_RECIPIENTS=RECIPIENT)
+    assert "BASE_ARCHIVE_RECIPIENTS is set" in faults["BASE_ARCHIVE_IDENTITY"]
+    config = read(BASE_ARCHIVE_RECIPIENTS=RECIPIENT, BASE_ARCHIVE_IDENTITY=IDENTITY)
+    assert config.archive_identity is not None
+    assert config.archive_identity.reveal() == IDENTITY
+    assert IDENTITY not in repr(config)
+    for wrong in (IDENTITY[:-1] + "Q", f"{IDENTITY}\n{IDENTITY}", IDENTITY.lower() + "q"):
+        faults = refuse(BASE_ARCHIVE_RECIPIENTS=wrong, BASE_ARCHIVE_IDENTITY=wrong)
+        assert "GQ9778" not in str(faults).upper()
+        assert set(faults) >= {"BASE_ARCHIVE_RECIPIENTS"}
 
 
 def test_the_data_directory_lies_beside_the_first_database() -> None:

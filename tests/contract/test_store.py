@@ -1,4 +1,7 @@
-"""One suite for the archive's port, run against every store: a directory, S3 and GCS."""
+"""One suite for the archive's port, run against every store: a directory, S3 and GCS.
+
+And against the store that encrypts: whoever uses the port must not notice it.
+"""
 
 import functools
 import itertools
@@ -14,6 +17,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from basenet.archive.keyring import Keyring
 from basenet.archive.probe import probe
 from basenet.archive.store import (
     Limits,
@@ -41,6 +45,7 @@ from basenet.testing.objectstores import (
     running_object_store,
 )
 from basenet.units import MIB
+from tests.fakes.keyrings import make_keyring
 
 BUCKET = "archive-test"
 SMALL_PAGES = Limits(page_entries=10)
@@ -56,6 +61,7 @@ class Place:
     url: str
     kind: Kind | None  # None: a directory
     server_url: str
+    keyring: Keyring | None = None  # None: nothing is encrypted
 
     def open(self, *, through: FaultProxy | None = None, limits: Limits = SMALL_PAGES) -> Store:
         """Open the place, on the way to a server through a proxy."""
@@ -63,7 +69,7 @@ class Place:
         if self.kind is not None:
             server_url = self.server_url if through is None else through.url
             environment = environment_for(self.kind, server_url)
-        return open_store(self.url, environment=environment, limits=limits)
+        return open_store(self.url, environment=environment, limits=limits, keyring=self.keyring)
 
     @asynccontextmanager
     async def opened_through_proxy(
@@ -101,21 +107,25 @@ def gs_server() -> Iterator[str]:
         yield url
 
 
-def remote_place(kind: Kind, server_url: str) -> Place:
-    prefix = f"some/prefix-{next(_prefix_numbers)}"
-    return Place(url=f"{kind}://{BUCKET}/{prefix}", kind=kind, server_url=server_url)
+def make_place(request: pytest.FixtureRequest) -> Place:
+    kind, _, encrypted = request.param.partition("-")
+    keyring = make_keyring() if encrypted else None
+    if kind == "file":
+        directory = request.getfixturevalue("tmp_path") / "archive"
+        return Place(url=f"file://{directory}", kind=None, server_url="", keyring=keyring)
+    server_url = request.getfixturevalue(f"{kind}_server")
+    url = f"{kind}://{BUCKET}/some/prefix-{next(_prefix_numbers)}"
+    return Place(url=url, kind=kind, server_url=server_url, keyring=keyring)
 
 
-@pytest.fixture(params=["file", "s3", "gs"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "file":
-        return Place(url=f"file://{tmp_path}/archive", kind=None, server_url="")
-    return remote_place(request.param, request.getfixturevalue(f"{request.param}_server"))
+@pytest.fixture(params=["file", "s3", "gs", "file-encrypted", "s3-encrypted"])
+def place(request: pytest.FixtureRequest) -> Place:
+    return make_place(request)
 
 
-@pytest.fixture(params=["s3", "gs"])
+@pytest.fixture(params=["s3", "gs", "s3-encrypted"])
 def remote(request: pytest.FixtureRequest) -> Place:
-    return remote_place(request.param, request.getfixturevalue(f"{request.param}_server"))
+    return make_place(request)
 
 
 @pytest.fixture

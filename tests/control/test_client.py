@@ -7,6 +7,7 @@ import pytest
 
 from basenet.config.values import Endpoint
 from basenet.control.client import DaemonClient, Target, find_target
+from basenet.control.members import MembersCommand, MembersVerb
 from basenet.control.surface import Level, ShardState
 from basenet.errors import (
     BasenetError,
@@ -16,6 +17,7 @@ from basenet.errors import (
     UnavailableError,
     UsageError,
 )
+from tests.fakes import served
 from tests.fakes.served import served_in_thread
 from tests.fakes.surface import FakeSurface, make_shard
 
@@ -188,3 +190,34 @@ def test_any_answer_becomes_a_typed_error(
     with pytest.raises(BasenetError) as caught:
         DaemonClient(target).get_shard_status("app")
     assert type(caught.value) is kind
+
+
+def test_a_command_is_given_and_refused_as_the_daemon_says(
+    surface: FakeSurface, client: DaemonClient
+) -> None:
+    """Every part of it arrives, and a refusal comes back as the exception it was."""
+    command = MembersCommand(verb=MembersVerb.ADD, nodes=("b", "c.example"))
+    assert client.command("app", command) == "add was done to app"
+    force = MembersCommand(verb=MembersVerb.FORCE, nodes=("a",), is_loss_accepted=True)
+    client.command("orders", force)
+    accept = MembersCommand(verb=MembersVerb.ACCEPT, lineage="ab" * 16)
+    client.command("orders", accept)
+    assert surface.commands == [("app", command), ("orders", force), ("orders", accept)]
+    surface.command_error = ConflictError("not caught up")
+    with pytest.raises(ConflictError, match="not caught up"):
+        client.command("app", command)
+    with pytest.raises(NotFoundError):
+        client.command("../x", command)
+
+
+def test_a_command_to_a_listener_for_the_world_is_refused(
+    surface: FakeSurface, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an error of use, with what to do instead."""
+    monkeypatch.setattr(served, "ANY_PORT", Endpoint(host="0.0.0.0", port=0))  # noqa: S104
+    command = MembersCommand(verb=MembersVerb.ADD, nodes=("b",))
+    with served_in_thread(surface, tmp_path) as listeners:
+        target = find_target({}, url=f"http://127.0.0.1:{listeners.address.port}")
+        with pytest.raises(UsageError, match="socket in the data directory"):
+            DaemonClient(target).command("app", command)
+    assert surface.commands == []

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from basenet.control.histogram import Histogram
 from basenet.control.metrics import METRIC_NAMES, SHARDS_LABELLED_MAX, Exposition
-from basenet.control.surface import ShardState
+from basenet.control.surface import ShardRole, ShardState
 from tests.fakes.client import ask
 from tests.fakes.served import served
 from tests.fakes.surface import NOW_NS, FakeSurface, make_shard
@@ -48,6 +48,13 @@ OWN_NAMES = [
     "base_recovered_frames_total",
     "base_capture_lapped_total",
     "base_leases_lost_total",
+    "base_fence_wait_seconds_bucket",
+    "base_fence_wait_seconds_count",
+    "base_fence_wait_seconds_sum",
+    "base_loop_stall_seconds_bucket",
+    "base_orphans_total",
+    "base_root_self_repairs_total",
+    "base_journal_rollbacks_total",
     "base_archive_losses_total",
     "base_journal_bytes",
 ]
@@ -231,3 +238,33 @@ def test_nothing_is_registered_for_the_whole_process() -> None:
     assert first.render("") == second.render("")
     names = {metric.name for metric in REGISTRY.collect()}
     assert not [name for name in names if name.startswith("base_")]
+
+
+def test_what_needs_peers_is_shown_as_it_is() -> None:
+    """Lags of the writer and of a replica, orphans, and the two histograms of a cluster."""
+    surface = full_surface(
+        role=ShardRole.REPLICA,
+        applied_seq=8,
+        unfinal_commits=3,
+        unfinal_bytes=4096,
+        unfinal_ms=1500.0,
+        orphans=2,
+    )
+    surface.shard_counters = {"write_leases_lost": 4, "frames_ingested": 5, "root_self_repairs": 1}
+    waited = Histogram((0.01, 0.1))
+    waited.observe(0.02)
+    surface.histograms = {"fence_wait": waited.get_sample()}
+    text = scrape(surface)
+    shard = {"shard": "shard-0"}
+    assert value_of(text, "base_writer_shards") == 0
+    assert value_of(text, "base_apply_lag_frames", **shard) == 3
+    assert value_of(text, "base_unfinalized_commits", **shard) == 3
+    assert value_of(text, "base_unfinalized_bytes", **shard) == 4096
+    assert value_of(text, "base_unfinalized_seconds", **shard) == 1.5
+    assert value_of(text, "base_orphans_total", **shard) == 2
+    assert value_of(text, "base_write_leases_lost_total", **shard) == 4
+    assert value_of(text, "base_network_frames_ingested_total", **shard) == 5
+    assert value_of(text, "base_root_self_repairs_total", **shard) == 1
+    assert value_of(text, "base_fence_wait_seconds_bucket", le="0.1") == 1
+    assert value_of(text, "base_fence_wait_seconds_count") == 1
+    assert value_of(text, "base_loop_stall_seconds_bucket", le="+Inf") == 0

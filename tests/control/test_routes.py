@@ -1,9 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from basenet.control import routes
+from basenet.control.surface import Orphaned, ShardRole, ShardState
 from basenet.errors import UnavailableError
 from tests.fakes.client import Answer, ask, encode_request
 from tests.fakes.served import served
@@ -67,6 +69,9 @@ async def test_members_keep_the_names_of_the_followed_system(tmp_path: Path) -> 
         "captured_seq": 11,
         "final_seq": 11,
         "archived_seq": 9,
+        "applied_seq": 0,
+        "role": "writer",
+        "writer": None,
     }
 
 
@@ -143,6 +148,7 @@ async def test_a_wait_for_what_is_safe_returns_at_once(tmp_path: Path) -> None:
         "level": "archived",
         "archived_seq": 9,
         "final_seq": 11,
+        "cookie": "00112233-9",
     }
     assert answer.headers["x-base-shard"] == "app"
     assert answer.headers["x-base-seq"] == "11"
@@ -157,13 +163,14 @@ async def test_a_wait_for_what_is_safe_returns_at_once(tmp_path: Path) -> None:
         ("seq=1&level=archived&timeout=250ms", (1, "archived", 0.25)),
         ("seq=0&timeout=5", (0, "archived", 5.0)),
         ("seq=7&now=0&timeout=1m30s", (7, "archived", 90.0)),
+        ("cookie=00112233-5&level=applied", (5, "applied", 30.0)),
     ],
 )
 async def test_a_wait_is_asked_for_as_its_query_says(
     tmp_path: Path, query: str, expected: tuple[int | None, str, float]
 ) -> None:
     """seq, now, level and timeout arrive as values."""
-    surface = FakeSurface(make_shard(archived_seq=11))
+    surface = FakeSurface(make_shard(archived_seq=11, applied_seq=11))
     async with served(surface, tmp_path) as listeners:
         answer = await ask(listeners.address.port, f"/v1/shards/app/wait?{query}")
     assert answer.status == 200
@@ -209,6 +216,12 @@ async def test_the_level_follows_from_what_there_is(
         ("seq=1&timeout=-1s", "not a duration"),
         ("seq=1&seq=2", "twice"),
         ("seq=1&levle=final", "'levle'"),
+        ("cookie=00112233-1&seq=1", "leave one"),
+        ("cookie=00112233-1&now=1", "leave one"),
+        ("cookie=", "no cookie"),
+        ("cookie=0011223-1", "no cookie"),
+        ("cookie=00112233-99999999999999999999", "no cookie"),
+        ("cookie=0011223G-1", "no cookie"),
     ],
 )
 async def test_a_query_that_is_not_understood_is_refused(
@@ -236,7 +249,7 @@ async def test_a_wait_ends_when_its_time_is_up(tmp_path: Path) -> None:
         answer = await ask(listeners.address.port, "/v1/shards/app/wait?seq=99&timeout=20ms")
     assert_is_error(answer, 503, "not_caught_up")
     assert answer.headers["retry-after"] == "1"
-    assert answer.json["shard"] == "app"
+    assert (answer.json["shard"], answer.json["target_seq"]) == ("app", 99)
 
 
 async def test_a_wait_ends_when_the_commit_is_safe(tmp_path: Path) -> None:
@@ -268,3 +281,54 @@ async def test_a_client_that_leaves_ends_its_wait(tmp_path: Path) -> None:
             await stream.aclose()
             await surface.wait_cancelled.wait()
     assert surface.cancelled_waits == 1
+
+
+async def test_a_cookie_of_another_lineage_is_a_conflict(tmp_path: Path) -> None:
+    """409: its seq names a commit of another history, so nothing is waited for."""
+    surface = FakeSurface(make_shard(applied_seq=11), make_shard("new", lineage=None))
+    async with served(surface, tmp_path) as listeners:
+        port = listeners.address.port
+        answer = await ask(port, "/v1/shards/app/wait?cookie=deadbeef-3&level=applied")
+        assert_is_error(answer, 409, "lineage_mismatch")
+        assert "another history" in answer.json["error"]
+        assert surface.waits == []
+        # No lineage is known at first: it is compared with the one that the wait turns out to have.
+        answer = await ask(port, "/v1/shards/new/wait?cookie=deadbeef-0&level=final")
+        assert_is_error(answer, 409, "lineage_mismatch")
+        assert len(surface.waits) == 1
+
+
+async def test_an_orphaned_commit_is_a_conflict(tmp_path: Path) -> None:
+    """409, to be told from one that is only late."""
+    surface = FakeSurface(make_shard())
+    surface.wait_error = Orphaned("commits 4 to 9 lost against another history")
+    async with served(surface, tmp_path) as listeners:
+        answer = await ask(listeners.address.port, "/v1/shards/app/wait?now=1")
+    assert_is_error(answer, 409, "orphaned")
+
+
+async def test_the_writer_is_where_the_client_is_sent(tmp_path: Path) -> None:
+    """200 at the writer itself, 307 to the same path of another, 503 while nobody is known."""
+    replica: dict[str, Any] = {"role": ShardRole.REPLICA, "state": ShardState.FOLLOWING}
+    surface = FakeSurface(
+        make_shard("a", writer="node-a"),
+        make_shard("b", **replica, writer="node-b", writer_endpoint="10.0.0.2:8090"),
+        make_shard("c", **replica, writer="node-c", writer_endpoint="http://c.example:80/"),
+        make_shard("d", **replica),
+        make_shard("e", **replica, writer="node-e"),
+    )
+    async with served(surface, tmp_path) as listeners:
+        port = listeners.address.port
+        here = await ask(port, "/v1/shards/a/writer")
+        assert (here.status, here.json["writer"], here.json["lineage"]) == (200, "node-a", LINEAGE)
+        assert "location" not in here.headers
+        there = await ask(port, "/v1/shards/b/writer")
+        assert (there.status, there.json["writer"]) == (307, "node-b")
+        assert there.headers["location"] == "http://10.0.0.2:8090/v1/shards/b/writer"
+        named = await ask(port, "/v1/shards/c/writer")
+        assert named.headers["location"] == "http://c.example:80/v1/shards/c/writer"
+        assert_is_error(await ask(port, "/v1/shards/d/writer"), 503, "shard_unavailable")
+        unknown = await ask(port, "/v1/shards/e/writer")
+        assert_is_error(unknown, 503, "shard_unavailable")
+        assert "node-e" in unknown.json["error"]
+        assert_is_error(await ask(port, "/v1/shards/x/writer"), 404, "not_found")

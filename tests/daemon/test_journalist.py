@@ -1,5 +1,6 @@
 """The one writer of the journal: what it promises to those who wait for it."""
 
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,9 @@ from basenet.errors import CorruptionError, UnavailableError
 from basenet.journal.journal import Journal, JournalBroken
 from basenet.units import ShardId
 from tests.daemon.model import SHARD, Model, born, give_birth, loaded
+from tests.fakes.branching import Branching
 from tests.journal.faulty_disk import LOG, FaultyDisk, faulty_disk
+from tests.journal.replicas import check_replica, load
 
 WAIT_S = 10
 
@@ -88,6 +91,77 @@ async def test_batches_that_come_during_a_sync_share_the_next(
     journal = Journal(tmp_path)
     assert {loaded(journal, shard)[0].tip.seq for shard in shards} == {2}
     journal.close()
+
+
+async def test_shards_with_and_without_peers_share_a_sync(tmp_path: Path, disk: FaultyDisk) -> None:
+    """A batch, steps and what settles: one transaction, and each log is synced before it."""
+    alone = ShardId("alone")
+    journal, gate, synced = Journal(tmp_path), Gate(), list[str]()
+    model = Model()
+    give_birth(journal, model, shard=alone)
+    batch = loaded(journal, alone)[1].frame([model.commit()])
+    stories = [Branching(shard=ShardId(name)) for name in ("a", "b")]
+    for story in stories:
+        journal.begin_replica(**story.birth())
+    rows = [story.own(2) for story in stories]
+    before = journal.jcount
+
+    def sync(name: str) -> Callable[[], None]:
+        def act() -> None:
+            assert journal.jcount == before
+            synced.append(name)
+
+        return act
+
+    async with writing(journal) as journalist:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journalist.perform, lambda _: gate())
+            await gate.when_reached()
+            nursery.start_soon(journalist.keep, stories[0].step(rows[0]), sync("a"))
+            nursery.start_soon(journalist.persist, batch, sync("alone"))
+            nursery.start_soon(journalist.keep, stories[1].step(rows[1]), sync("b"))
+            await wait_all_tasks_blocked()
+            nursery.start_soon(journalist.settle, stories[0].settled(rows[0]))
+            await wait_all_tasks_blocked()
+            disk.trace.clear()
+            gate.opened.set()
+        assert log_syncs(disk) == 1
+        assert journal.jcount == before + 1
+        assert sorted(synced) == ["a", "alone", "b"]
+        assert loaded(journal, alone)[0].tip.seq == 2
+        assert check_replica(journal, ShardId("a")).tip.seq == 3
+        assert len(check_replica(journal, ShardId("b")).heads) == 2
+
+
+async def test_work_that_fails_fails_for_whoever_asked(tmp_path: Path) -> None:
+    """A shard whose rows are damaged stops alone: the others' work of its turn is stored, once."""
+    journal, gate, raised = Journal(tmp_path), Gate(), list[str]()
+    stories = [Branching(shard=ShardId(name)) for name in ("a", "b")]
+    for story in stories:
+        journal.begin_replica(**story.birth())
+    config = stories[0].new_config()
+    journal.keep([stories[0].step(config)])
+    connection = sqlite3.connect(journal.path)
+    with connection:
+        connection.execute("UPDATE branch SET crc = 0")
+    connection.close()
+
+    async def ask(journalist: Journalist) -> None:
+        with pytest.raises(CorruptionError, match="reads back differently") as caught:
+            await journalist.settle(stories[0].settled(config))
+        raised.append(str(caught.value))
+
+    async with writing(journal) as journalist:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journalist.perform, lambda _: gate())
+            await gate.when_reached()
+            nursery.start_soon(ask, journalist)
+            nursery.start_soon(journalist.keep, stories[1].step(stories[1].own(1)), None)
+            await wait_all_tasks_blocked()
+            gate.opened.set()
+        assert len(raised) == 1
+        assert check_replica(journal, ShardId("b")).local_last == 1
+        assert len(load(journal, ShardId("b")).heads) == 1
 
 
 async def test_batches_of_one_shard_share_a_transaction_in_order(tmp_path: Path) -> None:

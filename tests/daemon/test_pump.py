@@ -10,11 +10,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from basenet.daemon.journalist import Journalist
-from basenet.daemon.pump import FinalFrame, Pump, coalesce, is_in_rush
+from basenet.daemon.pump import MERGED_BYTES_MAX, FinalFrame, Pump, coalesce, is_in_rush
 from basenet.errors import ChainBroken, UnavailableError
 from basenet.journal.journal import Journal
 from basenet.sqlite.captured import CaptureFlag
-from basenet.units import PARTIAL_RAW_BYTES_MAX
 from tests.daemon.model import SHARD, Model, born, frames_of, loaded
 
 WAIT_S = 10
@@ -197,12 +196,14 @@ def test_a_run_is_never_merged() -> None:
 
 
 def test_what_is_merged_fits_a_frame() -> None:
-    """At most 4 MiB raw, and none is lost at the seams."""
+    """At most 1 MiB raw, and none is lost at the seams; a larger commit stays by itself."""
     model = Model(0, page_size=65536)
-    items = [model.commit(*range(1, 8 + number % 3 * 20)) for number in range(12)]
+    items = [model.commit(*range(1, 3 + number % 4 * 5)) for number in range(12)]
+    large = max(item.raw_bytes for item in items)
     out = coalesce(items, is_run_open=False)
     assert 1 < len(out) < len(items)
-    assert all(item.raw_bytes <= PARTIAL_RAW_BYTES_MAX for item in out)
+    assert large > MERGED_BYTES_MAX
+    assert all(item.raw_bytes <= MERGED_BYTES_MAX or item.raw_bytes == large for item in out)
     assert sum(item.commits for item in out) == 12
     assert out[-1].cursor == items[-1].cursor
 

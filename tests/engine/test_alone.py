@@ -42,7 +42,7 @@ def test_what_is_captured_is_final_in_the_same_step() -> None:
 
 
 def test_numbers_of_commits_leave_no_gap() -> None:
-    """Protocol 3.4: ranges of successive frames are contiguous; anything else is our bug."""
+    """Protocol 3.4, Q14: ranges of successive frames are contiguous; anything else is our bug."""
     cluster = Cluster(1)
     cluster.give(0, captured(1, 3))
     cluster.give(0, captured(4, 3, flags=Flag.RECOVERED))

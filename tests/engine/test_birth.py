@@ -34,7 +34,7 @@ from basenet.engine.events import Instant
 from basenet.engine.genesis import Genesis, check_complete, read_genesis
 from basenet.engine.knowing import OTHER_LINEAGES_MAX
 from basenet.engine.unborn import SURVEY_PAUSE
-from basenet.errors import ChainBroken, CorruptionError
+from basenet.errors import CertificateInvalid, ChainBroken, CorruptionError
 from basenet.testing.simulator.birth import SHARD, database
 from basenet.units import (
     Epoch,
@@ -357,8 +357,10 @@ def test_a_certificate_lacking_anything_is_none() -> None:
         type(right)(**(fields | {"votes": ((first[0], b"x" * 64), *others)})),
         type(right)(**(fields | {"phase": 1})),
         type(right)(**(fields | {"height": 2})),
+        type(right)(**(fields | {"view": 1})),
+        type(right)(**(fields | {"votes": (*others, first)})),
     ):
-        with pytest.raises(ChainBroken):
+        with pytest.raises(CertificateInvalid):
             check_complete(genesis, wrong, node.notary.verify)
 
 
@@ -526,6 +528,16 @@ def test_a_voter_that_holds_a_withdrawn_genesis_is_told_again() -> None:
     node.step(FileScanned(file=SCHEMA))
     (message,) = sent(node.answer(1, promised=held(node, 0, genesis)), Withdraw)
     assert message == node.record.withdrawn[0]
+    other = node.genesis(0, 1, 2, lineage=Lineage(b"F" * 16))
+    assert len(of(node.answer(2, promised=held(node, 0, other)), NewJournalNeeded)) == 1
+
+
+def test_no_more_withdrawals_are_remembered_than_may_be() -> None:
+    """The oldest one is forgotten first."""
+    node = author()
+    genesis = own_genesis(node)
+    node.step(FileScanned(file=SCHEMA))
+    (message,) = sent(node.answer(1, promised=held(node, 0, genesis)), Withdraw)
     for number in range(WITHDRAWN_MAX):
         file = None if number % 2 else SCHEMA
         node.step(surveyed(file=file, lineage=Lineage(b"N" + number.to_bytes(15, "big"))))

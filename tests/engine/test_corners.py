@@ -18,10 +18,11 @@ from basenet.engine.events import (
 )
 from basenet.engine.justification import Missing
 from basenet.engine.limits import HEADS_MAX, LEARNERS_MAX, REFUSALS_MAX, VIEW_BYTES_MAX, Timing
-from basenet.engine.quorum import COMMIT, PREPARE, form
+from basenet.engine.quorum import form
 from basenet.engine.tree import Tree
 from basenet.errors import UsageError
 from basenet.units import Epoch, FrameHash, PublicKeyBytes, Seq, TimestampNs, View
+from basenet.wire.certificate import COMMIT, PREPARE
 from basenet.wire.message import (
     Certified,
     Justification,

@@ -8,8 +8,9 @@ from msgspec.structs import replace
 from basenet.engine.effects import EpochBegan, Fence, Finalize, Orphan, Persist, Send
 from basenet.engine.events import FinalReceived, Instant, Ticked
 from basenet.engine.limits import MILLISECOND
-from basenet.engine.quorum import COMMIT, form
+from basenet.engine.quorum import form
 from basenet.units import Epoch, View
+from basenet.wire.certificate import COMMIT
 from basenet.wire.message import Certified, Mark, NewView, Propose, Refuse, Vote
 from tests.engine.cluster import (
     ROOT,

@@ -137,7 +137,7 @@ def test_the_frames_of_a_held_proposal_are_asked_for() -> None:
 
 
 def test_frames_that_belong_to_no_run_keep_no_leader() -> None:
-    """One that sends new frames for ever and certifies none (byzantine n=4, seed 40).
+    """Q6: one that sends new frames for ever and certifies none (byzantine n=4, seed 40).
 
     Any new frame counted as progress, so that it could stay for `run_progress` instead of seconds.
     """

@@ -419,7 +419,7 @@ def test_a_view_that_is_left_is_excepted_and_the_promise_stands() -> None:
 
     H17. A view that is left is excepted first, and what was promised stands.
 
-    The grant of before stays with the leader until it ends by itself.
+    Q7: the grant of before stays with the leader until it ends by itself.
     """
     leader, follower = make_pair(ONE, TWO)
     exchange(leader, follower, START)
@@ -563,7 +563,7 @@ def test_an_older_or_repeated_heartbeat_is_not_answered() -> None:
 
 
 def test_a_list_that_has_another_hash_is_not_held() -> None:
-    """Whatever went wrong with it, the next whole list makes it good."""
+    """Q7: whatever went wrong with it grants nothing; the next whole list makes it good."""
     leader, follower = make_pair(ONE)
     beat = heartbeats(leader.tick(START))[B[0]]
     fields = {name: getattr(beat, name) for name in beat.__struct_fields__}

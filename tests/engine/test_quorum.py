@@ -3,9 +3,11 @@
 import itertools
 
 import pytest
+from msgspec.structs import replace
 
-from basenet.engine.quorum import COMMIT, Electorate, form, is_certified
+from basenet.engine.quorum import Electorate, form, is_certified
 from basenet.units import Epoch, FrameHash, Seq
+from basenet.wire.certificate import COMMIT
 from basenet.wire.message import Mark
 from tests.engine.cluster import (
     SCOPE,
@@ -71,6 +73,12 @@ def test_a_certificate_needs_a_quorum_of_its_epochs_voters() -> None:
         return is_certified(certificate, SCOPE, electorate, is_signed_ideally)
 
     assert holds(votes(0, 2))
+    unsorted = replace(
+        form(COMMIT, Epoch(1), PLACE, votes(0, 2)),  # type: ignore[arg-type]
+        votes=tuple(sorted(votes(0, 2).items(), reverse=True)),
+    )
+    # Nobody could write it into a journal or an archive.
+    assert not is_certified(unsorted, SCOPE, electorate, is_signed_ideally)
     assert not holds(votes(0))
     assert not holds(votes(0, 7))
     assert not holds(votes(0, 1, 7))

@@ -6,8 +6,9 @@ from msgspec.structs import replace
 from basenet.engine.effects import Fence, Persist, Send, SendFrames
 from basenet.engine.events import Instant, PeerLost, Ticked
 from basenet.engine.limits import MILLISECOND
-from basenet.engine.quorum import COMMIT, PREPARE, form
+from basenet.engine.quorum import form
 from basenet.units import Epoch, FrameHash, Seq, View
+from basenet.wire.certificate import COMMIT, PREPARE
 from basenet.wire.frame import Flag, Frame
 from basenet.wire.message import Certified, Justification, Mark, NewView, Propose, Pull, Vote, Wish
 from tests.engine.cluster import (

@@ -7,8 +7,9 @@ from msgspec.structs import replace
 from basenet.engine.effects import Judge, Persist, Send, SendFrames
 from basenet.engine.events import FramesCaptured, FramesReceived, Judged
 from basenet.engine.limits import WINDOW_FRAMES
-from basenet.engine.quorum import COMMIT, PREPARE, form
+from basenet.engine.quorum import form
 from basenet.units import Epoch, FrameHash, Seq, ShardId, TimestampNs, View
+from basenet.wire.certificate import COMMIT, PREPARE
 from basenet.wire.frame import Flag, Frame, Kind, seal
 from basenet.wire.message import Certified, Mark, Propose, Vote
 from tests.engine.cluster import (
@@ -149,12 +150,14 @@ def test_only_what_may_follow_is_linked() -> None:
         two = make_frame(one, **wrong)
         hand(cluster, 1, one, two)
         cluster.tell(1, 0, make_proposal(cluster, two))
+        cluster.run()
         assert not cluster.nodes[1].sent(Vote), wrong
     cluster = quiet_cluster()
     begun = make_frame(cluster.genesis, **partial)
     foreign = make_frame(begun, flags=Flag.REGRESSED)
     hand(cluster, 1, begun, foreign)
     cluster.tell(1, 0, make_proposal(cluster, foreign))
+    cluster.run()
     assert not cluster.nodes[1].sent(Vote)
 
 

@@ -57,6 +57,7 @@ class Chain:
         self.shard = ShardId("app")
         self.lineage = lineage(number)
         self.signer = signer(key)
+        self.epoch = Epoch(1)
         self.page_size = page_size
         self.rng = random.Random(seed)
         self.parent = parent
@@ -194,7 +195,7 @@ class Chain:
             payload=payload,
             kind=kind,
             flags=flags,
-            epoch=Epoch(1),
+            epoch=self.epoch,
             view=View(0),
             prev_hash=prev_hash,
             state_root=state_root,

@@ -1,10 +1,12 @@
 """`FakeSurface`: a daemon's answers without a daemon. Facts are set, waits are granted by hand."""
 
+import threading
 from dataclasses import replace
 from typing import Any
 
 import trio
 
+from basenet.control.members import MembersCommand
 from basenet.control.surface import (
     HistogramSample,
     Level,
@@ -76,9 +78,18 @@ class FakeSurface:
         self.lock_held: dict[str, HistogramSample] = {}
         self.shard_counters: dict[str, Any] = {}
         self.waits: list[tuple[str, int | None, Level, float]] = []
+        self.wait_error: Exception | None = None
+        self.commands: list[tuple[str, MembersCommand]] = []
+        self.command_error: Exception | None = None
+        self.histograms: dict[str, HistogramSample] = {}
+        self.members: tuple[Member, ...] = (
+            Member(node_id="node-a", role="validator", endpoint="127.0.0.1:8090"),
+        )
         self.cancelled_waits = 0
         self.wait_began = trio.Event()
         self.wait_cancelled = trio.Event()
+        self.wait_began_for_threads = threading.Event()
+        self._token: trio.lowlevel.TrioToken | None = None
         self._granted = trio.Event()
 
     def node_status(self) -> NodeStatus:
@@ -87,7 +98,7 @@ class FakeSurface:
             version="0.1.0",
             network=self.network,
             role="validator",
-            members=(Member(node_id="node-a", role="validator", endpoint="127.0.0.1:8090"),),
+            members=self.members,
             shards=tuple(self.shards),
             ready=self.ready,
             reasons=self.reasons,
@@ -116,6 +127,7 @@ class FakeSurface:
             journal_bytes=131_072,
             ready=self.ready,
             lock_held=self.lock_held,
+            **self.histograms,
         )
 
     async def check_health(self) -> None:
@@ -128,11 +140,22 @@ class FakeSurface:
         """Let every wait that is pending end well."""
         self._granted.set()
 
+    def grant_from_thread(self) -> None:
+        """Do what `grant` does, from another thread than the server's, while a wait is pending."""
+        assert self._token is not None, "nobody waits"
+        self._token.run_sync_soon(self.grant)
+
     async def wait(self, shard: str, seq: Seq | None, level: Level, timeout_s: float) -> WaitResult:
         status = self.shard_status(shard)
         self.waits.append((shard, seq, level, timeout_s))
+        if self.wait_error is not None:
+            raise self.wait_error
         target = status.captured_seq if seq is None else seq
-        reached = status.archived_seq if level is Level.ARCHIVED else status.final_seq
+        reached = {
+            Level.ARCHIVED: status.archived_seq,
+            Level.FINAL: status.final_seq,
+            Level.APPLIED: status.applied_seq,
+        }[level]
         if target > reached:
             await self._wait_for_grant(shard, target, level, timeout_s)
             status = self.shard_status(shard)
@@ -148,15 +171,25 @@ class FakeSurface:
     async def _wait_for_grant(
         self, shard: str, target: int, level: Level, timeout_s: float
     ) -> None:
+        self._token = trio.lowlevel.current_trio_token()
         self.wait_began.set()
+        self.wait_began_for_threads.set()
         try:
             with trio.fail_after(timeout_s):
                 await self._granted.wait()
         except trio.TooSlowError as error:
             raise NotCaughtUp(
-                f"shard {shard} was not {level} up to {target} within {timeout_s:g} s"
+                f"shard {shard} was not {level} up to {target} within {timeout_s:g} s",
+                target_seq=target,
             ) from error
         except trio.Cancelled:
             self.cancelled_waits += 1
             self.wait_cancelled.set()
             raise
+
+    async def command(self, shard: str, command: MembersCommand) -> str:
+        self.shard_status(shard)
+        self.commands.append((shard, command))
+        if self.command_error is not None:
+            raise self.command_error
+        return f"{command.verb} was done to {shard}"

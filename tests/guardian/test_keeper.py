@@ -11,13 +11,14 @@ import pytest
 
 from basenet.guardian.fence import Fence, FenceState
 from basenet.guardian.header import repair_header
-from basenet.guardian.keeper import Keeper
+from basenet.guardian.keeper import LOOKS_MAX, Keeper
 from basenet.guardian.protocol import (
     Close,
     Drop,
     Failed,
     Guard,
     Held,
+    Ready,
     Renew,
     Replaced,
     ToDaemon,
@@ -104,7 +105,7 @@ def can_write(app: Application) -> bool:
 
 def test_a_guarded_database_is_read_and_not_written(desk: Desk, app: Application) -> None:
     """The fence closes at once; readers notice nothing."""
-    assert desk.take() == [Held(fence=FENCE)]
+    assert desk.take() == [Held(fence=FENCE, ticket=0)]
     assert not can_write(app)
     assert app.sql("SELECT count(*) FROM t") == [[1]]
 
@@ -135,8 +136,8 @@ def test_the_daemon_may_close_early(desk: Desk, app: Application) -> None:
     """CLOSE is answered by HELD once the lock is ours."""
     desk.renew(until=9_000)
     desk.take()
-    desk.keeper.handle(Close(fence=FENCE), desk.now)
-    assert desk.take() == [Held(fence=FENCE)]
+    desk.keeper.handle(Close(fence=FENCE, ticket=3), desk.now)
+    assert desk.take() == [Held(fence=FENCE, ticket=3)]
     assert not can_write(app)
 
 
@@ -145,11 +146,11 @@ def test_an_open_transaction_is_waited_for(desk: Desk, app: Application) -> None
     desk.renew(until=2_000)
     desk.take()
     app.sql("BEGIN IMMEDIATE", "INSERT INTO t VALUES (3)")
-    desk.keeper.handle(Close(fence=FENCE), desk.now)
+    desk.keeper.handle(Close(fence=FENCE, ticket=3), desk.now)
     assert desk.take() == []
     app.sql("COMMIT")
     desk.settle()
-    assert desk.take() == [Held(fence=FENCE)]
+    assert desk.take() == [Held(fence=FENCE, ticket=3)]
     assert not can_write(app)
     assert app.sql("SELECT max(x) FROM t") == [[3]]
 
@@ -224,6 +225,21 @@ def test_a_torn_header_is_repaired_when_the_fence_closes(path: Path, torn: str) 
         desk.keeper.handle(Drop(fence=FENCE), desk.now)
 
 
+def test_a_header_that_the_daemon_died_over_is_repaired_at_once(path: Path) -> None:
+    """The daemon applied under the closed fence; its readers do not wait for the next daemon."""
+    with Application(path, timeout_s=0) as app:
+        app.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)", "INSERT INTO t VALUES (1)")
+        desk = Desk()
+        desk.guard(path)
+        shm = os.open(f"{path}-shm", os.O_RDWR)
+        os.pwrite(shm, os.urandom(20), 0)
+        desk.keeper.forget_daemon()
+        assert not repair_header(shm)
+        os.close(shm)
+        assert app.sql("SELECT count(*) FROM t") == [[1]]
+        assert not can_write(app)
+
+
 def test_a_header_of_which_nothing_is_right_is_left_to_sqlite(tmp_path: Path) -> None:
     """There is nothing to roll forward to."""
     shm = tmp_path / "shm"
@@ -245,6 +261,65 @@ def test_a_replaced_file_is_told_and_stays_fenced(desk: Desk, path: Path, app: A
     assert not can_write(app)
     path.unlink()
     path.with_name("moved.db").rename(path)
+
+
+def test_the_file_that_replaced_another_is_fenced_as_soon_as_it_is_in_use(
+    desk: Desk, path: Path
+) -> None:
+    """The application that opens it finds it locked, and the next GUARD finds it held (Q11)."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").rename(f"{path}.old{suffix}")
+    desk.keeper.tick(1_500)
+    desk.keeper.tick(1_600)
+    with Application(path, timeout_s=0) as second:
+        second.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)")
+        desk.keeper.tick(1_700)
+        desk.keeper.tick(1_800)
+        assert not can_write(second)
+        desk.renew(until=9_000)
+        assert not can_write(second)
+        desk.take()
+        desk.guard(path, number=8)
+        assert desk.take() == [Held(fence=8, ticket=0)]
+        assert not can_write(second)
+        desk.keeper.handle(Renew(leases=((8, 9_000),)), desk.now)
+        assert can_write(second)
+        desk.keeper.handle(Drop(fence=8), desk.now)
+
+
+def test_an_heir_that_is_replaced_itself_is_let_go(desk: Desk, path: Path) -> None:
+    """Only what lies at the path is fenced besides what was meant."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").rename(f"{path}.old{suffix}")
+    desk.keeper.tick(1_500)
+    with Application(path, timeout_s=0) as second:
+        second.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)")
+        for now in range(1_600, 1_603):
+            desk.keeper.tick(now)
+        assert not can_write(second)
+        path.rename(f"{path}.second")
+        desk.keeper.tick(1_700)
+        assert can_write(second)
+    Path(f"{path}.second").unlink()
+
+
+def test_files_are_looked_at_in_turn(tmp_path: Path) -> None:
+    """A tick with very many fences stays short, and each file has its turn."""
+    desk = Desk()
+    paths = [tmp_path / f"{number}.db" for number in range(LOOKS_MAX + 50)]
+    for number, path in enumerate(paths):
+        path.touch()
+        Path(f"{path}-shm").touch()
+        desk.guard(path, number=number)
+    desk.keeper.tick(1_000)
+    desk.take()
+    for path in paths:
+        path.unlink()
+    desk.keeper.tick(1_001)
+    desk.keeper.tick(1_002)
+    assert sorted(each.fence for each in desk.take()) == list(range(len(paths)))
+    for number in range(len(paths)):
+        desk.keeper.handle(Drop(fence=number), desk.now)
 
 
 def test_a_second_owner_is_refused(desk: Desk, path: Path) -> None:
@@ -278,7 +353,7 @@ def test_a_new_daemon_finds_the_fence_closed_all_the_time(
     desk.renew(until=9_000)
     assert not can_write(app)
     desk.guard(path)
-    assert desk.take() == [Held(fence=FENCE)]
+    assert desk.take() == [Held(fence=FENCE, ticket=0)]
     assert not can_write(app)
 
 
@@ -313,17 +388,37 @@ def test_a_database_without_a_log_makes_the_fence_fail(tmp_path: Path) -> None:
     [
         Guard(fence=1, device=2**40, inode=2**50, path=Path("/data/ü \udcff.db")),
         Drop(fence=2**32 - 1),
-        Close(fence=0),
+        Close(fence=0, ticket=2**32 - 1),
         Renew(leases=((1, 2), (3, 2**63))),
         Renew(leases=()),
-        Held(fence=4),
-        Failed(fence=5, reason="the fence of /x cannot be set up; do something"),
+        Ready(),
+        Held(fence=4, ticket=9),
+        Failed(fence=5, is_conflict=True, reason="the fence of /x cannot be set up; do something"),
         Replaced(fence=6),
     ],
 )
 def test_messages_survive_the_socket(message: ToDaemon) -> None:
     """What is encoded is decoded, any path included."""
     assert decode(encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"",
+        b"\x00",
+        b"\xff" * 9,
+        b"\x01",
+        b"\x03\0\0\0\1",
+        b"\x04\0",
+        b"\x11\0\0\0\1",
+        b"\x05\0\0\0\1",
+    ],
+)
+def test_a_packet_that_is_no_message_is_told(packet: bytes) -> None:
+    """A bug at the other end, and no reason to end."""
+    with pytest.raises(ValueError, match="is no message"):
+        decode(packet)
 
 
 def test_many_renewals_are_cut_into_packets() -> None:

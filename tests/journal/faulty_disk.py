@@ -22,6 +22,7 @@ class FaultyDisk(apsw.VFS):
         self.base = base
         self.trace: list[tuple[str, str]] = []
         self.faults: dict[tuple[str, str], type[Exception]] = {}
+        self._spared = 0
 
     def xOpen(self, name: Any, flags: list[int]) -> "_File":  # noqa: N802  (SQLite's name)
         return _File(self, name, flags)
@@ -30,6 +31,11 @@ class FaultyDisk(apsw.VFS):
         """From now on ``act`` (read, write, sync) on files that end in ``suffix`` fails."""
         self.faults[act, suffix] = error
 
+    def fail_after(self, spared: int, act: str, suffix: str, error: type[Exception]) -> None:
+        """Fail as `fail` says, but not the next ``spared`` times."""
+        self._spared = spared
+        self.fail(act, suffix, error)
+
     def heal(self) -> None:
         """Let everything succeed again."""
         self.faults.clear()
@@ -37,6 +43,9 @@ class FaultyDisk(apsw.VFS):
     def do(self, act: str, name: str, perform: Callable[[], Any]) -> Any:
         for (failing, suffix), error in self.faults.items():
             if failing == act and name.endswith(suffix):
+                if self._spared:
+                    self._spared -= 1
+                    break
                 raise error("the disk was told to fail")
         self.trace.append((act, name))
         return perform()

@@ -123,7 +123,7 @@ def test_the_journal_of_a_newer_program_is_refused(tmp_path: Path) -> None:
     connection.execute("PRAGMA user_version = 7")
     connection.close()
     before = journal.path.read_bytes()
-    with pytest.raises(UsageError, match="has version 7, this basenet knows 1"):
+    with pytest.raises(UsageError, match="has version 7, this basenet knows 2"):
         Journal(tmp_path)
     assert journal.path.read_bytes() == before
 
@@ -503,7 +503,7 @@ def test_our_own_mistakes_are_not_explained_away(tmp_path: Path) -> None:
             lambda connection: 1 // len(connection.execute("DELETE FROM meta").get or ())
         )
     with journal.reading() as connection:
-        assert connection.execute("SELECT count(*) FROM meta").get == 2
+        assert connection.execute("SELECT count(*) FROM meta").get == 3
     journal.close()
 
 

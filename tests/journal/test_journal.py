@@ -630,8 +630,8 @@ def test_a_cut_needs_the_row_it_cuts_at(tmp_path: Path) -> None:
         ("UPDATE shard SET tip = substr(tip, 1, 50)", "is damaged"),
         ("DELETE FROM meta WHERE key = 'journal_id'", "is damaged"),
         ("UPDATE meta SET key = 'name' WHERE key = 'journal_id'", "is damaged"),
-        ("DROP TABLE leaf", "its tables are not those of version 1"),
-        ("ALTER TABLE leaf ADD COLUMN more BLOB", "its tables are not those of version 1"),
+        ("DROP TABLE leaf", "its tables are not those of version 2"),
+        ("ALTER TABLE leaf ADD COLUMN more BLOB", "its tables are not those of version 2"),
     ],
 )
 def test_a_damaged_journal_is_named(tmp_path: Path, damage: str, reason: str) -> None:

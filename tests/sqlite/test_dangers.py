@@ -114,6 +114,20 @@ def test_a_mark_0_pin_stays_while_a_checkpointer_may_have_an_old_view(
     scene.check(commits=2)
 
 
+def test_a_pin_that_cannot_follow_stays_on_mark_0_beside_a_checkpointer(scene: Scene) -> None:
+    """Whoever is copying now may have an older view of the log (P11)."""
+    scene.open()
+    scene.capture.rotation._settle()
+    scene.application.run("for n in range(900): c.execute('insert into t values(?, 1)', (n,))")
+    checkpointer = hold_checkpoint_lock(scene)
+    scene.capture.rotation.lift()
+    assert scene.capture.rotation.pin.mark == 0
+    checkpointer.run("shm.close()")
+    scene.capture.rotation.lift()
+    assert scene.capture.rotation.pin.mark in {1, 2, 3, 4}
+    scene.check(commits=900)
+
+
 def list_mapping_modules() -> set[str]:
     """Return the modules of basenet that could map a file into memory."""
     root = Path(basenet.__file__).parent
@@ -131,12 +145,17 @@ def test_nothing_of_the_application_is_mapped_into_memory(scene: Scene) -> None:
     """A mapped file that shrinks, or a hole in it on a full disk, ends the process (P34).
 
     Mapped are only the scratch file by which doctor tries shared memory and, in a cluster, a
-    replica's -shm: both are allocated before, and the second cannot shrink under the fence.
+    replica's -shm and a nameless file of ours in which pages wait: all are allocated before, and
+    the second cannot shrink under the fence.
     """
     scene.open()
     for connection in scene.capture.database.connections:
         assert connection.execute("pragma mmap_size").get in {0, None}
-    assert list_mapping_modules() == {"sqlite/filesystem.py", "sqlite/inject.py"}
+    assert list_mapping_modules() == {
+        "daemon/cluster/spool.py",
+        "sqlite/filesystem.py",
+        "sqlite/inject.py",
+    }
 
 
 def test_the_mapped_scratch_file_has_no_hole(

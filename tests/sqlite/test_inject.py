@@ -266,6 +266,70 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     source.close()
 
 
+@pytest.mark.parametrize("byte", [121, 124, 127])
+def test_a_log_that_somebody_checkpoints_or_reads_does_not_begin_anew(
+    tmp_path: Path, byte: int
+) -> None:
+    """The checkpoint lock and all read marks are held meanwhile: whoever has one may look back."""
+    source = Source(tmp_path / "source.db")
+    with applying(source, tmp_path / "replica.db") as applied:
+        source.run("INSERT INTO t (v) VALUES ('x')")
+        put(applied.injector, source.change())
+        applied.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        with Application(tmp_path / "replica.db") as other:
+            other.run("import fcntl; f = os.open(db + '-shm', os.O_RDWR)")
+            other.run(f"fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, {byte})")
+            assert not applied.injector.restart()
+            other.run(f"fcntl.lockf(f, fcntl.LOCK_UN, 1, {byte})")
+            assert applied.injector.restart()
+    source.close()
+
+
+def test_the_next_generation_is_known_before_it_begins(tmp_path: Path) -> None:
+    """A restart that nobody noted is told from a stranger's; beginning it twice changes nothing."""
+    source = Source(tmp_path / "source.db")
+    with applying(source, tmp_path / "replica.db") as applied:
+        injector = applied.injector
+        source.run("INSERT INTO t (v) VALUES ('x')")
+        put(injector, source.change())
+        end = injector.position()
+        applied.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        assert injector.restart()
+        salts = inject.salts_after_restart(end.salts, end.frame_max, end.checksum)
+        assert injector.position().salts == salts
+        first = injector.begin(durable=True)
+        assert injector.begin(durable=True) == first
+        assert first.salts == salts
+        other = inject.salts_after_restart(end.salts, end.frame_max + 1, end.checksum)
+        assert other[:4] == salts[:4]
+        assert other != salts
+    source.close()
+
+
+def test_a_batch_that_was_given_up_does_not_come_back(tmp_path: Path) -> None:
+    """A recovery takes whole frames behind the end for a commit, unless they are spoilt."""
+    source = Source(tmp_path / "source.db")
+    replica = tmp_path / "replica.db"
+    with applying(source, replica) as applied:
+        source.run("INSERT INTO t (v) VALUES ('x')")
+        put(applied.injector, source.change())
+        for is_given_up in (False, True):
+            lost = applied.another()
+            lost._write_header = lambda _: None  # type: ignore[method-assign]  # dies before it
+            source.run("INSERT INTO t (v) VALUES ('lost')")
+            lost.apply(lost.prepare(lost.position(), [source.change()]), durable=True)
+            if is_given_up:
+                lost.forget_tail()
+            copy = tmp_path / f"copy-{is_given_up}.db"
+            copy.write_bytes(replica.read_bytes())
+            Path(f"{copy}-wal").write_bytes(Path(f"{replica}-wal").read_bytes())
+            recovered = apsw.Connection(str(copy))
+            count = recovered.execute("SELECT count(*) FROM t").get
+            assert count == (1 if is_given_up else 2)
+            recovered.close()
+    source.close()
+
+
 def test_a_database_without_a_log_is_refused(tmp_path: Path) -> None:
     """Somebody must have opened it first; the error names it."""
     with pytest.raises(UnavailableError, match=r"nothing\.db"):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from basenet.sqlite import locks
+from basenet.sqlite import locks, rotation
 from basenet.sqlite.capture import Captured, CapturePolicy, Gap, RestReason
 from basenet.sqlite.checkpoint import DatabaseReplaced
 from basenet.sqlite.policy import LONG_FRAMES
@@ -118,6 +118,61 @@ def test_a_long_log_is_emptied_in_one_go(scene: Scene) -> None:
     under_the_lock = 2
     assert scene.capture.rotation.counters.checkpoints - begun == under_the_lock
     scene.check(commits=LONG_FRAMES)
+
+
+def test_a_very_long_log_is_copied_before_the_lock_is_taken(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copying it under the lock would keep the application waiting for too long."""
+    monkeypatch.setattr(rotation, "BULK_FRAMES", LONG_FRAMES)
+    scene.open("pragma wal_autocheckpoint=0", policy=CapturePolicy.STRICT)
+    scene.application.run(
+        f"for n in range({LONG_FRAMES}): c.execute('insert into t values(?, 1)', (n,))"
+    )
+    begun = scene.capture.rotation.counters.checkpoints
+    scene.capture.rotation._rotate()
+    assert facts(scene)[2]
+    before_and_under_the_lock = 4
+    assert scene.capture.rotation.counters.checkpoints - begun == before_and_under_the_lock
+    scene.check(commits=LONG_FRAMES)
+
+
+def test_a_pin_that_cannot_follow_leaves_mark_zero(scene: Scene) -> None:
+    """There each of the application's commits would look through the whole log in vain."""
+    scene.open()
+    scene.capture.rotation._settle()
+    assert facts(scene)[0] == 0
+    scene.application.run("for n in range(700): c.execute('insert into t values(?, 1)', (n,))")
+    scene.capture.rotation.lift()
+    assert facts(scene)[0] == 0
+    scene.application.run("for n in range(700): c.execute('insert into t values(?, 1)', (n,))")
+    # Nothing is copied while we hold it, and nothing was read by us: all of it is to be kept.
+    frames = facts(scene)[1]
+    assert frames >= 1400
+    assert not facts(scene)[2]
+    scene.capture.rotation.lift()
+    assert facts(scene)[0] in {1, 2, 3, 4}
+    scene.application.sql("insert into t values('copies up to the mark', 1)")
+    assert scene.application.sql("pragma wal_checkpoint(passive)") == [[0, frames + 1, frames]]
+    scene.application.run("for n in range(700): c.execute('insert into t values(?, 1)', (n,))")
+    assert facts(scene)[1] > frames + 700  # no commit began the log anew
+    scene.check(commits=2101)
+
+
+def test_a_log_without_bounds_is_held_back(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application's commits wait for moments, so that the log cannot fill the disk."""
+    scene.open()
+    scene.application.sql("insert into t values(1, 1)")
+    scene.capture.rotation.hold_back()
+    assert scene.capture.lock_held_s == []
+    monkeypatch.setattr(rotation, "HELD_BACK_BYTES", scene.capture.database.page_size)
+    monkeypatch.setattr(rotation, "HOLD_BACK_S", 0.001)
+    scene.capture.rotation.hold_back()
+    ((reason, held_s),) = scene.capture.lock_held_s
+    assert reason == "hold back"
+    assert held_s >= 0.001
+    assert locks.anyone(scene.capture.database.shm_fd, locks.WAL_WRITE_BYTE) is None
+    scene.check(commits=1)
 
 
 def test_a_writer_at_work_refuses_the_rotation_without_a_wait(scene: Scene) -> None:

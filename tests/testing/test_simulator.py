@@ -23,7 +23,7 @@ from basenet.testing.simulator.world import World
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 20
 # More than half a second a seed: they take part in full by hand, and here with a few.
-SLOW = {"byzantine-7", "byzantine-4-config", "byzantine-4"}
+SLOW = {"byzantine-7", "byzantine-4-config", "byzantine-4-pruned", "byzantine-4"}
 QUICK_MUTANTS = (
     "quorum-minus-one",
     "under-reported-high",
@@ -49,6 +49,7 @@ def test_a_configuration_holds(name: str) -> None:
     assert summary.seeds == seeds
     assert summary.final > 20 * seeds, "next to nothing was committed"
     assert summary.crashes > 0
+    assert (summary.adoptions > 0) == CONFIGURATIONS[name].has_pruning
 
 
 @pytest.mark.system
@@ -107,7 +108,7 @@ def test_no_hash_of_the_process_enters_a_run() -> None:
 
 def test_a_longer_schedule_is_made_of_all_faults() -> None:
     """Each sort of fault that a scenario allows happens in some run."""
-    everything = CONFIGURATIONS["crash-3-rollback"]
+    everything = CONFIGURATIONS["crash-3-pruned"]
     seen = {type(fault) for seed in range(60) for fault in make_schedule(everything, seed, 5)}
     assert seen == set(Fault.__args__)
 

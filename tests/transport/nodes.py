@@ -103,11 +103,14 @@ class Told:
     def listeners(self) -> Listeners:
         return Listeners(
             deliver=self.deliver,
+            answered=lambda *_: None,
             admit=lambda peer: self.admit(peer),  # noqa: PLW0108  (it may be replaced later)
             connected=self.note("connected"),
             lost=self.note("lost"),
             unreachable=self.note("unreachable"),
             refused=self.note_refused,
+            broken=lambda peer, error: self.note_refused(peer.node_id, error),
+            undialled=lambda origin, problem: self.note_refused(origin, BasenetError(problem)),
         )
 
 

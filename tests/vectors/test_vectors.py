@@ -131,6 +131,8 @@ def test_the_frames_are_one_chain(trusted: frozenset[bytes]) -> None:
     check_link(heads[1], heads[2])
     log = decode_segment(read("log"), trusted=trusted)
     assert [frame.head for frame in log.frames] == heads[:2]
+    packed = decode_segment(read("log-packed"), trusted=trusted)
+    assert [encode_frame(frame) for frame in packed.frames] == [read(name) for name in names]
 
 
 def test_the_compressed_pages_are_the_pages(program: dict[str, Any]) -> None:

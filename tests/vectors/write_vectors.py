@@ -80,6 +80,7 @@ from basenet.wire.segment import (
     encode_epoch,
     encode_segment,
     encode_tree,
+    pack_frames,
     service_hash,
 )
 from basenet.wire.signature import Signer
@@ -93,7 +94,14 @@ PAGE_SIZE, DB_PAGES = 512, 20
 START_NS = TimestampNs(1_790_000_000_000_000_000)
 # (page size, pages) of the golden state roots; the pages are those of `page_of`.
 ROOTS = [(0, 0), (4096, 1), (512, 17), (1024, 4097)]
-ZSTD = {"frame-commit-zstd", "page-set-inline", "page-set", "page-set-index", "page-set-part"}
+ZSTD = {
+    "frame-commit-zstd",
+    "log-packed",
+    "page-set-inline",
+    "page-set",
+    "page-set-index",
+    "page-set-part",
+}
 INLINE_BYTES_MAX = 64
 # The fields of the signed tuples as docs/formats/tuples.md lists them, each with its bytes.
 PLACE = ("height 8", "hash 32")
@@ -316,6 +324,7 @@ def build_vectors() -> dict[str, bytes]:
     tree = TreeRecord(groups=((0, b"g" * 32), (1, b"h" * 32)))
     voted = certificate_of(raw.head)
     frames = (encode_frame(genesis), encode_frame(raw))
+    three = (*frames, encode_frame(small))
     return {
         "frame-v1": build_old_frame(),
         "frame-config-genesis": frames[0],
@@ -326,6 +335,7 @@ def build_vectors() -> dict[str, bytes]:
         "epoch": epoch_of(Role.LOG),
         "tree": encode_tree(tree),
         "log": object_of(Role.LOG, 1, *frames, voted, encode_tree(tree), count=2),
+        "log-packed": object_of(Role.LOG, 1, *pack_frames(three), voted, count=3),
         "tip": object_of(Role.TIP, 2, encode_head(raw.head), voted),
         "page-set-inline": object_of(Role.PAGE_SET, 1, head, encode_pageset(inline)),
         "page-set": object_of(Role.PAGE_SET, 1, head, encode_pageset(named)),
@@ -392,6 +402,7 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "epoch": decode_epoch,
     "tree": decode_tree,
     "log": decode_object,
+    "log-packed": decode_object,
     "tip": decode_object,
     "page-set-inline": decode_page_set,
     "page-set": decode_page_set,

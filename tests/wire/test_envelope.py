@@ -23,7 +23,7 @@ from basenet.wire.envelope import (
     encode_envelope,
 )
 from basenet.wire.message import HeartbeatAck, Vote
-from basenet.wire.rollback import RolledBack
+from basenet.wire.rollback import Compared, RolledBack
 
 HASH: Any = b"h" * 32
 WHERE: dict[str, Any] = {"shard": "app", "lineage": b"l" * 16}
@@ -35,6 +35,7 @@ ENVELOPES: list[Envelope] = [
     FinalPack(**WHERE, records=(b"one",), certificate=CERTIFICATE),
     FinalPack(**WHERE, records=(b"one",), certificate=None),
     BetweenNodes(body=RolledBack(journal_id=b"j" * 16, count=9)),  # type: ignore[arg-type]
+    BetweenNodes(body=Compared(journal_id=b"j" * 16, count=9)),  # type: ignore[arg-type]
     BetweenNodes(
         body=HeartbeatAck(
             boot_nonce=b"n" * 8,

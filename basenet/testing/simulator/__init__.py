@@ -17,15 +17,17 @@ set enters it.
                                checkers: after each event, from outside
 
 A run has two halves. First chaos: nodes crash between any two effects, come back with their disk,
-another one or an old one, clocks drift, the network cuts, loses, doubles and delays, Byzantine
-nodes lie, operators move the leader and the voters. Then everything is well again, and the run must
-make progress and settle: a protocol that is safe because it stands still does not pass.
+another one or an old one, prune what is final, clocks drift, the network cuts, loses, doubles and
+delays, Byzantine nodes lie, operators move the leader and the voters. Then everything is well
+again, and the run must make progress and settle: a protocol that is safe because it stands still
+does not pass.
 
 ======================  =======================================================================
 `clock`, `chance`       virtual time and machines' clocks; chance by name
 `scenario`, `faults`    what a run is like; the list of all that will go wrong in it
 `network`, `disk`       what lies between nodes; what survives their death
 `node`, `application`   the driver of one replica; what commits beside it
+`adopting`              states in place of frames that were pruned
 `operator`              transfers, CONFIGs, reads
 `byzantine`             nodes that lie
 `checkers`              the invariants

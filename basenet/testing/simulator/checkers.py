@@ -19,6 +19,7 @@ reads          what was final before a read was asked for is below what the read
 from collections import Counter
 from typing import Final
 
+from basenet.engine.ballot import Ballot
 from basenet.engine.effects import Persist
 from basenet.testing.simulator.disk import Disk
 from basenet.testing.simulator.signatures import Notary
@@ -81,6 +82,10 @@ class Truth:
                 f"chain: {who} calls {head.seq} final in the epoch that {before.seq} ended"
             )
         self._extend(frame, who)
+
+    def commits_up_to(self, height: Seq) -> list[int]:
+        """Return the final commits up to a height, in order."""
+        return [commit for commit, at in self.commits.items() if at <= height]
 
     def _extend(self, frame: Frame, who: str) -> None:
         head = frame.head
@@ -188,6 +193,13 @@ class NodeRecord:
         self._truth.certify(certificate, last, self.name)
         self.final = max(self.final, last.seq)
 
+    def on_adopt(self, ballot: Ballot, frame: Frame, certificate: Certificate | None) -> None:
+        """Refuse a state that is not final, or not proven, or that takes a ballot back."""
+        self.on_persist(Persist(ballot=ballot))
+        self._truth.accept(frame, self.name)
+        self._truth.certify(certificate, frame.head, self.name)
+        self.final = max(self.final, frame.head.seq)
+
     def on_apply(self, frame: Frame, place: tuple[Seq, FrameHash]) -> None:
         """Refuse a frame that does not follow what the database holds, or is not final."""
         head = frame.head
@@ -225,6 +237,9 @@ class NodeRecord:
                 if is_final and is_orphan:
                     raise Violation(f"local commits: {self.name}'s {number} is final and orphaned")
                 places["final" if is_final else "orphaned" if is_orphan else "un-final"] += 1
+        for kept, name in ((disk.settled, "final"), (disk.undecided, "undecided")):
+            found.update(kept.keys())
+            places[name] += len(kept)
         for number in disk.orphans:
             if number not in found:
                 found[number] += 1
@@ -237,12 +252,16 @@ class NodeRecord:
 
     def _check_database(self, disk: Disk) -> None:
         """Refuse a database that is not the chain up to its place, and then what waits."""
+        if disk.mending is not None:
+            return
         expected: list[int] = []
-        digest = disk.place[1]
+        height, digest = disk.place
         while digest in disk.frames:
             frame = disk.frames[digest]
             expected[:0] = commits_of(frame)
-            digest = frame.head.prev_hash
+            height, digest = Seq(height - 1), frame.head.prev_hash
+        # What was pruned is final.
+        expected[:0] = self._truth.commits_up_to(height)
         expected += [row.commit for row in disk.waiting]
         if disk.commits[: len(expected)] != expected:
             raise Violation(f"order: the database of {self.name} is not what its place says")

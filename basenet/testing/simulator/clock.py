@@ -53,10 +53,13 @@ class LocalClock:
 
     def read(self, true: int) -> Instant:
         """Return what the clock shows at the true time ``true``."""
-        return Instant(self._offset + true + true * self._drift // _PARTS)
+        drift = self._drift
+        return Instant(self._offset + true + (true * drift // _PARTS if drift else 0))
 
     def true_time(self, shown: int) -> int:
         """Return the first true time at which the clock shows ``shown`` or more."""
+        if not self._drift:
+            return shown - self._offset
         true = (shown - self._offset) * _PARTS // (_PARTS + self._drift)
         while self.read(true) < shown:
             true += 1

@@ -14,7 +14,8 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from basenet.engine.ballot import Ballot
+from basenet.engine.adoption import NOWHERE
+from basenet.engine.ballot import Ballot, first_seq
 from basenet.engine.effects import Persist
 from basenet.testing.simulator.state import commits_of
 from basenet.units import FrameHash, JournalId, LocalNumber, PublicKeyBytes, Seq
@@ -33,6 +34,14 @@ class Row:
     parts: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mending:
+    """What the database shall become: the state of a frame that was adopted."""
+
+    head: Head
+    commits: tuple[int, ...]
+
+
 @dataclass(slots=True, kw_only=True)
 class Disk:
     """One node's journal and database.
@@ -43,6 +52,11 @@ class Disk:
     height, and
     ``certificates`` for some of its heights. ``orphans``: the commits of bundles, by local number.
     ``known``: the highest count of Persists that each peer's journal was seen with.
+
+    Once frames are pruned or a state was adopted: ``line``: the CONFIG frames after the genesis
+    that are not in ``history`` any more, with their certificates; ``settled``: the commits of own
+    final frames that were dropped; ``draft``: what the next adoption will leave undecided, and
+    ``undecided``: what earlier ones did; ``mending``: what the database is being made into.
     """
 
     journal_id: JournalId
@@ -62,6 +76,11 @@ class Disk:
     commits: list[int] = field(default_factory=list)
     sizes: dict[int, int] = field(default_factory=dict)
     known: dict[tuple[PublicKeyBytes, JournalId], int] = field(default_factory=dict)
+    line: list[tuple[Frame, Certificate | None]] = field(default_factory=list)
+    settled: dict[LocalNumber, int] = field(default_factory=dict)
+    draft: dict[LocalNumber, int] = field(default_factory=dict)
+    undecided: dict[LocalNumber, int] = field(default_factory=dict)
+    mending: Mending | None = None
 
     def persist(self, effect: Persist) -> None:
         """Make ``effect`` durable, whole."""
@@ -111,6 +130,8 @@ class Disk:
 
     def capture(self) -> int:
         """Read what is new in the database into waiting rows; return how many."""
+        if self.mending is not None:
+            return 0
         known = self.place_commits + len(self.waiting)
         for commit in self.commits[known:]:
             self.local_captured = LocalNumber(self.local_captured + 1)
@@ -147,6 +168,72 @@ class Disk:
         self.place_commits += len(commits)
         self.place = (frame.head.seq, frame.head.hash)
 
+    # What is pruned, and what comes in its place.
+
+    def is_pruned(self, above: Seq) -> bool:
+        """Return whether the final frame after ``above`` was there and is not any more."""
+        return above < self.ballot.final.height and Seq(above + 1) not in self.history
+
+    def prune(self, below: int) -> None:
+        """Drop the final frames below ``below``: the database has them, and so has an archive."""
+        below = min(below, self.ballot.final.height, self.place[0])
+        for height in sorted(height for height in self.history if height < below):
+            frame = self.frames.pop(self.history.pop(height))
+            certificate = self.certificates.pop(height, None)
+            if frame.head.kind == Kind.CONFIG and frame.head.seq != first_seq(self.ballot.config):
+                self.line.append((frame, certificate))
+            first, _ = self.ranges.pop(frame.head.hash, (LocalNumber(0), LocalNumber(0)))
+            for index, commit in enumerate(commits_of(frame) if first else ()):
+                self.settled[LocalNumber(first + index)] = commit
+
+    def commits_at(self, head: Head) -> tuple[int, ...]:
+        """Return the content of the database at a frame of its chain, at or below its place."""
+        count, digest = self.place_commits, self.place[1]
+        while digest != head.hash:
+            frame = self.frames[digest]
+            count -= len(commits_of(frame))
+            digest = frame.head.prev_hash
+        return tuple(self.commits[:count])
+
+    def leave_undecided(self, heads: tuple[Head, ...]) -> None:
+        """Keep the commits of ``heads`` and all that wait, for an adoption that follows."""
+        self.draft = {row.number: row.commit for row in self.waiting}
+        for head in heads:
+            first, _ = self.ranges.get(head.hash, (LocalNumber(0), LocalNumber(0)))
+            for index, commit in enumerate(commits_of(self.frames[head.hash]) if first else ()):
+                self.draft[LocalNumber(first + index)] = commit
+
+    def adopt(
+        self,
+        ballot: Ballot,
+        certified: tuple[Frame, Certificate | None],
+        line: list[tuple[Frame, Certificate | None]],
+        kept: tuple[Head, ...],
+        commits: tuple[int, ...],
+    ) -> None:
+        """Take a state over: one transaction; the database is not touched yet."""
+        frame, certificate = certified
+        self.jcount += 1
+        final = set(self.history.values())
+        for digest, (first, _) in self.ranges.items():
+            if digest in final:
+                for index, commit in enumerate(commits_of(self.frames[digest])):
+                    self.settled[LocalNumber(first + index)] = commit
+        self.ranges = {}
+        self.undecided |= self.draft
+        self.draft = {}
+        self.waiting.clear()
+        self.parts_done = 0
+        self.local_framed = self.local_captured
+        self.ballot = ballot
+        self.frames = {head.hash: self.frames[head.hash] for head in kept}
+        self.frames[frame.head.hash] = frame
+        self.history = {frame.head.seq: frame.head.hash}
+        self.certificates = {} if certificate is None else {frame.head.seq: certificate}
+        self.line = line
+        self.place, self.place_commits = NOWHERE, 0
+        self.mending = Mending(head=frame.head, commits=commits)
+
     def heads_between(self, above: int, last: int) -> tuple[Head, ...]:
         """Return the final heads above ``above`` up to ``last``, ascending."""
         heights = (Seq(height) for height in range(above + 1, last + 1))
@@ -165,4 +252,8 @@ class Disk:
             commits=list(self.commits),
             sizes=dict(self.sizes),
             known=dict(self.known),
+            line=list(self.line),
+            settled=dict(self.settled),
+            draft=dict(self.draft),
+            undecided=dict(self.undecided),
         )

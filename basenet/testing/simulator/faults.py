@@ -150,6 +150,15 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prune:
+    """The node drops all final frames that its database holds, but for the last ``keep``."""
+
+    at: int
+    node: int
+    keep: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reset:
     """All connections to the node end, and a redial is refused, although it is alive (Q16)."""
 
@@ -179,6 +188,7 @@ Fault = (
     | FalseVerdict
     | Transfer
     | Change
+    | Prune
     | Reset
     | Read
 )
@@ -222,6 +232,8 @@ def make_schedule(scenario: Scenario, seed: int, places: int) -> Schedule:
     while at < end:
         faults.append(_operation(chance, at, places, scenario))
         at += chance.randrange(200 * MILLISECOND, 2 * SECOND)
+    if scenario.has_pruning:
+        faults += _prunings(chance, end, places)
     return tuple(sorted(faults, key=lambda fault: fault.at))
 
 
@@ -278,6 +290,17 @@ def _node_fault(chance: Random, at: int, end: int, places: int, scenario: Scenar
             return FalseVerdict(at=at, node=node)
         case death:
             return _death(chance, death, at, node, down)
+
+
+def _prunings(chance: Random, end: int, places: int) -> list[Fault]:
+    """Return prunings that leave little to whoever was away for a second."""
+    faults: list[Fault] = []
+    at = chance.randrange(500 * MILLISECOND)
+    while at < end:
+        keep = chance.choice((0, 0, 4, 30))
+        faults.append(Prune(at=at, node=chance.randrange(places), keep=keep))
+        at += chance.randrange(20 * MILLISECOND, 500 * MILLISECOND)
+    return faults
 
 
 def _death(chance: Random, kind: str, at: int, node: int, down: int) -> Fault:

@@ -111,6 +111,7 @@ def _scenario_of(options: argparse.Namespace) -> Scenario:
         byzantine=liars if options.liars is None else options.liars,
         has_config_changes=options.config_changes,
         has_roll_backs=options.roll_backs,
+        has_pruning=options.pruning,
         drift_ppm=DRIFT_ALLOWED_PPM if options.drift else 0,
         is_signed_really=options.real_signatures,
     )
@@ -129,6 +130,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--first", type=int, default=0, metavar="SEED", help="the first of them")
     add("--config-changes", action="store_true", help="voters come and go, disks are lost")
     add("--roll-backs", action="store_true", help="disks come back with older content")
+    add("--pruning", action="store_true", help="nodes drop frames that are final and applied")
     add("--drift", action="store_true", help="clocks run at different rates")
     add("--real-signatures", action="store_true", help="Ed25519 instead of ideal signatures")
     add("--mutant", choices=sorted(MUTANTS), metavar="NAME", help="break the engine so")

@@ -14,6 +14,7 @@ from basenet.testing.simulator.faults import (
     OneWayCut,
     Partition,
     Pause,
+    Prune,
     Read,
     Reset,
     RollBack,
@@ -64,6 +65,8 @@ class Mishaps:
                 world.operator.change(fault)
             case Read():
                 world.readers.ask(fault)
+            case Prune():
+                self._prune(world.nodes[fault.node], fault.keep)
             case Reset():
                 world.tell_loss(world.nodes[fault.node], share=1.0)
             case _:
@@ -93,6 +96,11 @@ class Mishaps:
                 self._deceive(node, fault, now)
             case _:
                 assert_never(fault)
+
+    def _prune(self, node: "Node", keep: int) -> None:
+        """Let a node drop what it said to be final, and what its database holds."""
+        told = node.record.final if node.is_honest else node.disk.ballot.final.height
+        node.disk.prune(told - keep)
 
     def _deceive(self, node: "Node", fault: WrongRoots | FalseVerdict, now: int) -> None:
         """Let a node be wrong about roots: it is one of those that may fail, as the lost are."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 from basenet.engine import (
+    adoption,
     catchup,
     elections,
     finality,
@@ -28,12 +29,14 @@ from basenet.engine import (
 )
 from basenet.engine.effects import Effect, Persist, Send
 from basenet.engine.limits import Timing
-from basenet.engine.quorum import COMMIT, Electorate
+from basenet.engine.quorum import Electorate
 from basenet.engine.state import State
+from basenet.testing.simulator import adopting
 from basenet.testing.simulator.clock import SECOND
 from basenet.testing.simulator.node import Node
 from basenet.testing.simulator.scenario import Scenario
 from basenet.units import Seq, View
+from basenet.wire.certificate import COMMIT
 from basenet.wire.payload import FaultModel
 
 Patches = Iterator[None]
@@ -46,6 +49,7 @@ CRASH_2: Final = Scenario(nodes=2, patience=_PATIENCE)
 CRASH_3: Final = Scenario(nodes=3, patience=_PATIENCE)
 CONFIG_3: Final = Scenario(nodes=3, has_config_changes=True, patience=_PATIENCE)
 ROLL_BACK_3: Final = replace(CONFIG_3, has_roll_backs=True)
+PRUNED_3: Final = replace(ROLL_BACK_3, has_pruning=True)
 BYZANTINE_4: Final = Scenario(mode=FaultModel.BYZANTINE, nodes=4, byzantine=1, patience=_PATIENCE)
 
 
@@ -543,4 +547,71 @@ def _no_boot_nonce() -> Patches:
         original(self, **(facts | {"boot_nonce": bytes(8)}))
 
     with _replaced((lease.Leases, "__init__", init)):
+        yield
+
+
+# States instead of frames.
+
+
+@_mutant(PRUNED_3, 300, "Who takes a state over forgets what it promised.")
+def _promises_not_adopted() -> Patches:
+    original = adoption.adopt
+
+    def adopt(ballot: Any, **facts: Any) -> Any:
+        after = original(ballot, **facts)
+        return replace(
+            after, view=View(max(after.final.view, 0)), voted=None, vstart=None, prepared=None
+        )
+
+    with _replaced((adopting, "adopt", adopt)):
+        yield
+
+
+@_mutant(PRUNED_3, 100, "Any state that is final is taken over, also an older one.")
+def _older_states_adopted() -> Patches:
+
+    def is_news(*_: object) -> bool:
+        return True
+
+    with _replaced((adoption, "is_news", is_news), (adopting, "is_news", is_news)):
+        yield
+
+
+@_mutant(PRUNED_3, 100, "What an adoption leaves undecided is not kept.")
+def _undecided_lost() -> Patches:
+
+    def undecided(*_: object) -> tuple[Any, ...]:
+        return ()
+
+    with _replaced((adopting, "undecided", undecided)):
+        yield
+
+
+@_mutant(
+    PRUNED_3,
+    100,
+    "An old copy of a leader's journal goes on in the view that it led.",
+    "tests/engine/test_adoption.py::test_an_old_copy_of_a_leader_does_not_write_another_history",
+)
+def _own_view_adopted() -> Patches:
+
+    def may_have_led(*_: object) -> bool:
+        return False
+
+    with _replaced((adoption, "_may_have_led", may_have_led)):
+        yield
+
+
+@_mutant(
+    PRUNED_3,
+    100,
+    "The frames above an adopted state are dropped.",
+    "tests/engine/test_adoption.py::test_frames_above_the_state_are_kept",
+)
+def _branches_not_adopted() -> Patches:
+
+    def kept_heads(*_: object) -> tuple[Any, ...]:
+        return ()
+
+    with _replaced((adoption, "kept_heads", kept_heads), (adopting, "kept_heads", kept_heads)):
         yield

@@ -44,8 +44,9 @@ from basenet.engine.events import (
     Received,
     Ticked,
 )
-from basenet.engine.pulse import Pulse, PulseEffect, Rouse, SendPulse
+from basenet.engine.pulse import PulseEffect, Rouse, SendPulse
 from basenet.engine.replica import Replica
+from basenet.testing.simulator.adopting import Adopting, StateOffered
 from basenet.testing.simulator.application import Application
 from basenet.testing.simulator.chance import stream
 from basenet.testing.simulator.checkers import NodeRecord, Violation
@@ -55,7 +56,8 @@ from basenet.testing.simulator.faults import Crash
 from basenet.testing.simulator.network import BULK, HEARTBEATS, ORDINARY
 from basenet.testing.simulator.serving import final_pieces
 from basenet.testing.simulator.state import commits_of, expected_root
-from basenet.units import FrameHash, JournalId, Lineage, PublicKeyBytes, Seq, StateRoot
+from basenet.testing.simulator.watched import WatchedPulse
+from basenet.units import FrameHash, JournalId, PublicKeyBytes, Seq, StateRoot
 from basenet.wire.frame import Head, Kind
 from basenet.wire.message import Heartbeat, HeartbeatAck, Message
 from basenet.wire.payload import decode_config
@@ -67,6 +69,9 @@ if TYPE_CHECKING:
 
 _GREETING_EVERY = 50 * MILLISECOND
 _TICKS_MAX = 20
+# Written out, a union would be made anew for each message.
+_PULSES = (Heartbeat, HeartbeatAck)
+_EVENTS = (FramesReceived, FinalReceived)
 _CRASH_PATIENCE = 600 * MILLISECOND
 
 
@@ -96,32 +101,6 @@ class Envelope(NamedTuple):
     what: Any
 
 
-class WatchedPulse(Pulse):
-    """A lane of heartbeats that says when its `wake_at` may have changed."""
-
-    is_changed = True
-
-    def lead(self, *facts: Any) -> None:
-        """Begin to lead."""
-        self.is_changed = True
-        super().lead(*facts)
-
-    def unlead(self, lineage: Lineage, now: Instant) -> None:
-        """Stop leading."""
-        self.is_changed = True
-        super().unlead(lineage, now)
-
-    def follow(self, *facts: Any) -> None:
-        """Grant a lineage to its leader."""
-        self.is_changed = True
-        super().follow(*facts)
-
-    def refuse(self, lineage: Lineage, now: Instant) -> None:
-        """Grant a lineage to nobody."""
-        self.is_changed = True
-        super().refuse(lineage, now)
-
-
 class Node:
     """One machine with its disk, its clock, its application and, while it is up, its replica."""
 
@@ -141,6 +120,7 @@ class Node:
         self.replica: Replica | None = None
         self.pulse: WatchedPulse | None = None
         self.application = Application(self)
+        self.adopting = Adopting(self)
         self.run = 0
         self.is_powered = False
         self.is_honest = True
@@ -202,6 +182,10 @@ class Node:
         return self.world.mishaps.greets(self)
 
     def _start(self) -> None:
+        self.begin(None)
+
+    def begin(self, pulse: WatchedPulse | None) -> None:
+        """Make the replica from the disk; ``pulse``: the lane that goes on, None: another one."""
         self.run += 1
         disk, now = self.disk, self.now
         self._queue.clear()
@@ -209,7 +193,7 @@ class Node:
         self._tick_due = self._pulse_due = None
         self.paused_until = 0
         me = (self.key, disk.journal_id)
-        self.pulse = WatchedPulse(
+        self.pulse = pulse or WatchedPulse(
             me=me,
             signer=self.signer,
             verify=self.world.notary.verify,
@@ -326,12 +310,14 @@ class Node:
             self.disk.known[name] = max(self.disk.known.get(name, 0), envelope.jcount)
         if self.liar is not None:
             self.liar.hears(self, envelope.key, what)
-        if isinstance(what, Heartbeat | HeartbeatAck):
+        if isinstance(what, _PULSES):
             pulse.is_changed = True
             self._perform_now(pulse.received(envelope.key, envelope.journal_id, what, self.now))
             self._settle()
-        elif isinstance(what, FramesReceived | FinalReceived):
+        elif isinstance(what, _EVENTS):
             self.step(what)
+        elif isinstance(what, StateOffered):
+            self.adopting.offered(envelope.key, what)
         else:
             self.step(
                 Received(
@@ -507,7 +493,7 @@ class Node:
         return self.replica is not None and self.replica.can_seal(now) and not self._is_undoing()
 
     def _is_undoing(self) -> bool:
-        return any(isinstance(effect, Orphan) for effect in self._queue)
+        return bool(self._queue) and any(isinstance(effect, Orphan) for effect in self._queue)
 
     def _persist(self, effect: Persist) -> None:
         if self.is_honest:
@@ -540,6 +526,9 @@ class Node:
             self.post(effect.to, BULK, FramesReceived(sender=self.key, frames=cut))
 
     def _serve_final(self, effect: ServeFinal) -> None:
+        if self.disk.is_pruned(effect.above_height):
+            self.adopting.offer(effect.to, effect.above_height)
+            return
         for piece in final_pieces(self.disk, self.key, effect.above_height):
             self.post((effect.to,), BULK, piece)
 
@@ -547,7 +536,7 @@ class Node:
         self,
         to: tuple[PublicKeyBytes, ...],
         lane: int,
-        what: Message | Heartbeat | HeartbeatAck | FramesReceived | FinalReceived,
+        what: Message | Heartbeat | HeartbeatAck | FramesReceived | FinalReceived | StateOffered,
     ) -> None:
         """Send something to the nodes with these keys, if this node is honest."""
         if self.liar is not None:
@@ -614,22 +603,27 @@ class Node:
             self.application.check_held(effect.heads)
             return
         if not self._to_apply:
-            self.later(world.applying_time(self.chance), self._apply, None)
+            self.later(world.applying_time(self.chance), self.apply, None)
         self._to_apply += effect.heads
 
     def _catch_up(self) -> None:
         """After a crash: what the journal knows to be final and was not told, or not applied."""
         disk, final = self.disk, self.disk.ballot.final
-        untold = disk.heads_between(self.record.final, final.height)
-        if untold and self.is_honest:
+        told = self.record.final if self.is_honest else final.height
+        if untold := disk.heads_between(told, final.height):
             self.record.on_final(untold, disk.certificates.get(final.height), disk)
             self.world.finals = max(self.world.finals, self.record.final)
-        self._to_apply = list(disk.heads_between(disk.place[0], final.height))
-        if self._to_apply:
-            self.later(self.world.applying_time(self.chance), self._apply, None)
+        mended = disk.place[0] if disk.mending is None else disk.mending.head.seq
+        self._to_apply = list(disk.heads_between(mended, final.height))
+        if disk.mending is not None:
+            self.adopting.mend_later()
+        elif self._to_apply:
+            self.later(self.world.applying_time(self.chance), self.apply, None)
 
-    def _apply(self, _: object) -> None:
-        """Give the database what is final and not there yet."""
+    def apply(self, _: object) -> None:
+        """Give the database what is final and not there yet, once it is mended."""
+        if self.disk.mending is not None:
+            return
         heads, self._to_apply = self._to_apply, []
         if not heads:
             return

@@ -75,6 +75,7 @@ class Summary:
     views: int = 0
     epochs: int = 0
     reads: int = 0
+    adoptions: int = 0
 
     def add(self, outcome: Outcome) -> None:
         """Count one seed."""
@@ -90,6 +91,7 @@ class Summary:
         self.views += figures.view_max
         self.epochs += figures.epoch - 1
         self.reads += figures.reads
+        self.adoptions += figures.adoptions
 
     @property
     def events_per_second(self) -> float:

@@ -19,8 +19,9 @@ class Scenario:
     ``nodes``: voters of the genesis. ``byzantine``: how many of them lie. ``has_config_changes``:
     voters come and go, disks are lost, two nodes more than voters exist. ``drift_ppm``: how far a
     clock's rate may be off, 0: all run alike. ``has_roll_backs``: disks come back with older
-    content. ``chaos``, ``patience``: how long faults happen, and how long everything may take to
-    become right again after them, in ns. ``is_signed_really``: Ed25519 instead of ideal signatures.
+    content. ``has_pruning``: nodes drop frames that are final and applied. ``chaos``, ``patience``:
+    how long faults happen, and how long everything may take to become right again after them, in
+    ns. ``is_signed_really``: Ed25519 instead of ideal signatures.
     """
 
     mode: FaultModel = FaultModel.CRASH
@@ -28,6 +29,7 @@ class Scenario:
     byzantine: int = 0
     has_config_changes: bool = False
     has_roll_backs: bool = False
+    has_pruning: bool = False
     drift_ppm: int = 0
     chaos: int = 14 * SECOND
     patience: int = 150 * SECOND
@@ -56,6 +58,8 @@ class Scenario:
             parts.append("config changes")
         if self.has_roll_backs:
             parts.append("roll-backs")
+        if self.has_pruning:
+            parts.append("pruning")
         if self.drift_ppm:
             parts.append(f"drift {self.drift_ppm} ppm")
         if self.is_signed_really:

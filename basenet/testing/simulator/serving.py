@@ -17,13 +17,13 @@ def final_pieces(disk: Disk, sender: PublicKeyBytes, above: Seq) -> Iterator[Fin
 
     Where no certificate stands in an epoch, its only voter's own frames need none.
     """
+    if Seq(above + 1) not in disk.history:
+        return
     top = min(disk.ballot.final.height, above + _FRAMES_MAX)
     while top > above and disk.frames[disk.history[Seq(top)]].head.is_partial:
         top += 1
     heights = (Seq(height) for height in range(above + 1, top + 1))
     frames = [disk.frames[disk.history[height]] for height in heights if height in disk.history]
-    if not frames or frames[0].head.seq != above + 1:
-        return
     for _, group in groupby(frames, key=_epoch_of):
         piece = list(group)
         certified = [

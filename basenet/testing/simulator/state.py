@@ -7,6 +7,8 @@ A commit is a number that no other commit of the run has. A payload is a list of
 So a root can be computed as fast as a hash, and a wrong one can be told.
 """
 
+from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import sha256
 from struct import Struct
 from typing import Final
@@ -30,14 +32,17 @@ def encode_part(commit: int) -> bytes:
     return _ENTRY.pack(_PART, commit)
 
 
-def commits_of(frame: Frame) -> list[int]:
+def commits_of(frame: Frame) -> tuple[int, ...]:
     """Return the commits that are complete with ``frame``."""
-    if frame.head.kind != Kind.COMMIT:
-        return []
-    return [commit for kind, commit in _ENTRY.iter_unpack(frame.payload) if kind == _WHOLE]
+    return _commits_in(frame.payload) if frame.head.kind == Kind.COMMIT else ()
 
 
-def root_after(root: StateRoot, commits: list[int]) -> StateRoot:
+@lru_cache(maxsize=1 << 16)
+def _commits_in(payload: bytes) -> tuple[int, ...]:
+    return tuple(commit for kind, commit in _ENTRY.iter_unpack(payload) if kind == _WHOLE)
+
+
+def root_after(root: StateRoot, commits: Iterable[int]) -> StateRoot:
     """Return the root of a database with ``root`` after more ``commits``."""
     for commit in commits:
         root = StateRoot(sha256(root + commit.to_bytes(8)).digest())

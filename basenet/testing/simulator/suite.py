@@ -24,6 +24,17 @@ CONFIGURATIONS: Final = {
     "byzantine-4-config": Scenario(
         mode=FaultModel.BYZANTINE, nodes=4, byzantine=1, has_config_changes=True
     ),
+    "crash-3-pruned": Scenario(
+        nodes=3, has_pruning=True, has_config_changes=True, has_roll_backs=True
+    ),
+    "byzantine-4-pruned": Scenario(
+        mode=FaultModel.BYZANTINE,
+        nodes=4,
+        byzantine=1,
+        has_pruning=True,
+        has_config_changes=True,
+        has_roll_backs=True,
+    ),
 }
 
 Say = Callable[[str], object]
@@ -88,5 +99,6 @@ def tell(summary: Summary) -> str:
         f"{summary.seeds} seeds, {summary.events} events, "
         f"{summary.events_per_second:,.0f} events/s of one core, {summary.final} final, "
         f"{summary.orphaned} orphaned, {summary.crashes} crashes, {summary.views} views, "
-        f"{summary.epochs} epochs, {summary.reads} reads, {summary.wall_seconds:.1f} s"
+        f"{summary.epochs} epochs, {summary.reads} reads, {summary.adoptions} adoptions, "
+        f"{summary.wall_seconds:.1f} s"
     )

@@ -72,6 +72,7 @@ class Figures:
     epoch: int
     reads: int
     reports: int
+    adoptions: int
 
 
 class World:
@@ -103,6 +104,7 @@ class World:
         self.orphans: set[int] = set()
         self.reports: Counter[str] = Counter()
         self.crashes = 0
+        self.adoptions = 0
         self.epoch = FIRST_EPOCH
         self.commits = 0
         self.lost: set[int] = set()
@@ -205,6 +207,7 @@ class World:
             epoch=self.epoch,
             reads=self.readers.answers,
             reports=sum(self.reports.values()),
+            adoptions=self.adoptions,
         )
 
     def _run(self) -> None:

@@ -1,0 +1,333 @@
+"""The answers of a cluster node to what the control room asks: `control.surface.Surface`."""
+
+import time
+from collections.abc import Mapping
+from typing import Final
+
+import trio
+
+from basenet import __version__
+from basenet.config.model import NodeRole
+from basenet.control.members import MembersCommand
+from basenet.control.surface import (
+    READY_STATES,
+    FenceState,
+    Level,
+    Member,
+    NodeMetrics,
+    NodeStatus,
+    NotCaughtUp,
+    Orphaned,
+    ShardMember,
+    ShardMetrics,
+    ShardRole,
+    ShardState,
+    ShardStatus,
+    WaitResult,
+)
+from basenet.daemon.cluster.node import ClusterNode
+from basenet.daemon.cluster.roles import role_of
+from basenet.daemon.cluster.shard import ClusterShard
+from basenet.daemon.framer import instant
+from basenet.daemon.node import Node
+from basenet.engine.placement import Membership, Peer
+from basenet.engine.replica import Replica
+from basenet.errors import NotFoundError, UnavailableError, UsageError
+from basenet.keys.trust import format_public
+from basenet.units import Seq, ShardId
+
+_HEALTH_S: Final = 5.0
+
+
+class ClusterFacts:
+    """A cluster node's facts; satisfies `Surface`."""
+
+    def __init__(
+        self, node: Node, cluster: ClusterNode, shards: Mapping[ShardId, ClusterShard]
+    ) -> None:
+        self._node = node
+        self._cluster = cluster
+        self._shards = shards
+        self._started_ns = time.time_ns()
+        self.is_stopping = False
+
+    # The node.
+
+    def node_status(self) -> NodeStatus:
+        """Return the node and all its shards as they are now."""
+        now_ns = time.time_ns()
+        shards = [self._status(shard) for _, shard in sorted(self._shards.items())]
+        reasons = self._reasons(shards)
+        config = self._node.config
+        return NodeStatus(
+            node_id=config.node_id,
+            version=__version__,
+            network=config.network.value,
+            role=config.cluster.node_role.value,
+            members=self._members(),
+            shards=shards,
+            ready=not reasons,
+            reasons=reasons,
+            started_ns=self._started_ns,
+            now_ns=now_ns,
+            uptime_s=(now_ns - self._started_ns) / 1e9,
+            archive=self._node.store.url if self._node.store is not None else None,
+            public_key=format_public(self._node.author.signer.public),
+        )
+
+    def _members(self) -> list[Member]:
+        members = self._cluster.members
+        connected = self._cluster.connected
+        me = self._cluster.me
+        there = {Peer(hello.node_id, hello.key) for hello in connected.values()} | {me}
+        if isinstance(members, Membership):
+            there.update(members.peers)
+        peers = sorted(there)
+        addresses = {
+            facts.peer.key: str(facts.address)
+            for facts in self._cluster.status().peers
+            if facts.peer is not None
+        }
+        return [
+            Member(
+                node_id=peer.node_id,
+                role=(
+                    self._node.config.cluster.node_role
+                    if peer == me
+                    else role_of(connected[peer.key])
+                    if peer.key in connected
+                    else NodeRole.VALIDATOR
+                ).value,
+                address=addresses.get(peer.key),
+                key=peer.key.hex(),
+                is_connected=peer == me or peer.key in connected,
+            )
+            for peer in peers
+        ]
+
+    def _reasons(self, shards: list[ShardStatus]) -> list[str]:
+        reasons = [
+            f"shard {shard.shard} is {shard.state.value}"
+            + (f": {shard.error}" if shard.error else "")
+            for shard in shards
+            if shard.state not in READY_STATES
+        ]
+        if self._node.journalist.error is not None:
+            reasons.append(self._node.journalist.error)
+        if self.is_stopping:
+            reasons.append("basenet is shutting down")
+        return reasons
+
+    # Shards.
+
+    def shard_status(self, shard: str) -> ShardStatus:
+        """Return one shard as it is now; raise `NotFoundError` for an unknown id."""
+        return self._status(self._find(shard))
+
+    def _find(self, shard: str) -> ClusterShard:
+        try:
+            return self._shards[ShardId(shard)]
+        except KeyError as error:
+            raise NotFoundError(
+                f"there is no shard {shard!r} on this node; `basenet shards` lists them."
+            ) from error
+
+    def _status(self, shard: ClusterShard) -> ShardStatus:
+        term, record = shard.term, shard.record
+        if term is None or not term.is_at_work or record is None:
+            return ShardStatus(
+                shard=shard.shard,
+                path=str(shard.path),
+                state=shard.state,
+                lineage=shard.lineage.hex() if shard.lineage is not None else None,
+                final_seq=shard.progress.final_seq,
+                applied_seq=shard.applied_seq,
+                role=ShardRole.LEARNER,
+                fence=FenceState.NONE,
+                orphans=shard.orphaned,
+                error=shard.error or (None if record else shard.birth.status),
+            )
+        replica, archive = term.driver.replica, shard.archiver.facts()
+        ballot, tip = replica.ballot, replica.tip
+        now = instant()
+        until = replica.writable_until(now)
+        tree = term.branch.final
+        names = {voter.key: voter.node_id for voter in ballot.config.voters}
+        writer = term.writer
+        unfinal = term.unfinal()
+        role = ShardRole.REPLICA
+        if replica.is_leader and until > now:
+            role = ShardRole.WRITER
+        elif not replica.is_voter:
+            role = ShardRole.LEARNER
+        elif self._node.config.cluster.node_role is NodeRole.WITNESS:
+            role = ShardRole.WITNESS
+        fence = term.file.fence
+        state = FenceState.NONE
+        if fence is not None:
+            state = FenceState.CLOSED if fence.is_held else FenceState.OPEN
+        return ShardStatus(
+            shard=shard.shard,
+            path=str(shard.path),
+            state=shard.state,
+            lineage=record.lineage.hex(),
+            generation=shard.generation,
+            epoch=ballot.epoch,
+            view=ballot.view,
+            captured_local=writer.local_last if writer is not None else term.local_last,
+            captured_seq=max(tip.seq, shard.progress.final_seq),
+            final_seq=replica.final.height,
+            archived_seq=shard.progress.archived_seq,
+            archive=self._archive_sentence(shard),
+            archive_epoch=(archive.archive_epoch or 0) if archive is not None else 0,
+            last_archived_ns=shard.progress.archived_ns,
+            wal_bytes=term.file.database.wal_bytes if term.file.is_open else 0,
+            db_pages=tree.db_pages,
+            page_size=tree.page_size,
+            last_captured_ns=tip.timestamp_ns,
+            role=role,
+            writer=names.get(replica.leader),
+            writable_until_ns=time.time_ns() + (until - now) if until > now else None,
+            members=self._shard_members(replica),
+            applied_seq=term.settler.applied_seq,
+            unfinal_commits=unfinal.commits,
+            unfinal_bytes=unfinal.bytes,
+            unfinal_ms=max(0.0, (time.time_ns() - unfinal.oldest_ns) / 1e6)
+            if unfinal.oldest_ns is not None
+            else 0.0,
+            fence=state,
+            orphans=shard.orphaned,
+            error=term.repair.problem or shard.error,
+        )
+
+    def _archive_sentence(self, shard: ClusterShard) -> str:
+        """Return how archiving goes: by this node if it writes, or by the one that does."""
+        if self._node.store is None:
+            return "off"
+        facts = shard.archiver.facts()
+        return shard.archiver.error or (facts.last_error if facts is not None else None) or "ok"
+
+    def _shard_members(self, replica: Replica) -> tuple[ShardMember, ...]:
+        """Return the voters in their order, then who else is there."""
+        connected, me = self._cluster.connected, self._cluster.me
+        heights = {**replica.learners, me.key: replica.final.height}
+        voters = replica.ballot.config.voters
+        members = [
+            ShardMember(
+                node_id=voter.node_id,
+                key=voter.key.hex(),
+                role=voter.role.name.lower(),
+                is_connected=voter.key == me.key or voter.key in connected,
+                final_seq=heights.get(voter.key),
+            )
+            for voter in voters
+        ]
+        names = {hello.key: hello.node_id for hello in connected.values()} | {me.key: me.node_id}
+        keys = {voter.key for voter in voters}
+        members += [
+            ShardMember(
+                node_id=name,
+                key=key.hex(),
+                is_voter=False,
+                role="learner",
+                final_seq=heights.get(key),
+            )
+            for key, name in sorted(names.items(), key=lambda item: item[1])
+            if key not in keys
+        ]
+        return tuple(members)
+
+    def metrics(self) -> NodeMetrics:
+        """Return what a scrape shows now."""
+        tally = self._cluster.tally
+        shards = [
+            ShardMetrics(
+                status=self._status(shard),
+                frames_submitted=shard.submitted,
+                frames_finalized=shard.finalized,
+                frames_invalid=tally.invalid,
+                apply_errors=shard.failures,
+            )
+            for _, shard in sorted(self._shards.items())
+        ]
+        members = self._cluster.members
+        return NodeMetrics(
+            now_ns=time.time_ns(),
+            shards=shards,
+            shards_opened=len(shards),
+            membership_size=len(members.peers) if isinstance(members, Membership) else 0,
+            journal_bytes=self._node.journalist.journal.count_bytes(),
+            ready=not self._reasons([one.status for one in shards]),
+            lock_held={},
+        )
+
+    async def check_health(self) -> None:
+        """Return when the journal answered; raise `UnavailableError` when it cannot."""
+        with trio.move_on_after(_HEALTH_S):
+            await self._node.journalist.perform(lambda _journal: None)
+            return
+        raise UnavailableError(
+            self._node.journalist.error or f"the journal did not answer within {_HEALTH_S:.0f} s."
+        )
+
+    # Waits and commands.
+
+    async def wait(self, shard: str, seq: Seq | None, level: Level, timeout_s: float) -> WaitResult:
+        """Return once the shard is archived, final or applied up to ``seq``; see `Surface`."""
+        found = self._find(shard)
+        if level is Level.ARCHIVED and self._node.store is None:
+            raise UsageError(
+                "BASE_ARCHIVE is off, so nothing is archived: wait with --level final."
+            )
+        # Who names a seq means the chain's, whichever node's commits it holds in the end.
+        generation = found.orphaned if seq is None else None
+        target: Seq | None = seq
+        with trio.move_on_after(timeout_s):
+            if target is None:
+                target = await found.capture_now()
+            goal = target
+            await found.progress.wait_until(
+                lambda: self._is_reached(found, goal, level, generation)
+            )
+            return WaitResult(
+                shard=found.shard,
+                seq=goal,
+                lineage=found.lineage.hex() if found.lineage else "",
+                level=level,
+                archived_seq=found.progress.archived_seq,
+                final_seq=found.progress.final_seq,
+            )
+        at = self._reached(found, level)
+        raise NotCaughtUp(
+            f"shard {shard} is {level.value} up to seq {at} after {timeout_s:g} s, not up to "
+            f"{target if target is not None else 'the present commit'}.",
+            target_seq=target,
+        )
+
+    def _reached(self, shard: ClusterShard, level: Level) -> Seq:
+        progress = shard.progress
+        if level is Level.ARCHIVED:
+            return progress.archived_seq
+        if level is Level.APPLIED:
+            return shard.term.settler.applied_seq if shard.term is not None else Seq(0)
+        return progress.final_seq
+
+    def _is_reached(
+        self, shard: ClusterShard, target: Seq, level: Level, generation: int | None
+    ) -> bool:
+        if generation not in (None, shard.orphaned) and target > shard.kept_seq:
+            raise Orphaned(
+                f"commits of shard {shard.shard} above seq {shard.kept_seq} lost against another "
+                "node's: `basenet orphans list` shows them."
+            )
+        if self._reached(shard, level) >= target:
+            return True
+        if self.is_stopping:
+            raise UnavailableError("basenet is shutting down.")
+        if shard.state in (ShardState.STOPPED, ShardState.REFUSED):
+            raise UnavailableError(f"shard {shard.shard} is {shard.state.value}: {shard.error}")
+        return False
+
+    async def command(self, shard: str, command: MembersCommand) -> str:
+        """Do what the operator asks of a shard's members; return what was begun."""
+        return await self._find(shard).command(command)

@@ -1,0 +1,102 @@
+"""One shard's frames at hand: by hash, from memory while they are young, else from the journal."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from basenet.daemon.journalist import Journalist
+from basenet.errors import CorruptionError
+from basenet.journal.journal import Journal
+from basenet.units import MIB, FrameHash, ShardId
+from basenet.wire.frame import Frame, Head, decode_frame, encode_frame
+
+_HELD_BYTES_MAX: Final = 16 * MIB
+
+
+class Frames:
+    """The encoded frames of one shard above the final one, and a few below."""
+
+    def __init__(self, shard: ShardId, journalist: Journalist) -> None:
+        self._shard = shard
+        self._journalist = journalist
+        self._held: OrderedDict[FrameHash, bytes] = OrderedDict()
+        self._bytes = 0
+
+    def add(self, frame: Frame) -> bytes:
+        """Hold ``frame`` for a while; return its encoding."""
+        held = self._held.get(frame.head.hash)
+        if held is not None:
+            return held
+        record = encode_frame(frame)
+        self.add_record(frame.head.hash, record)
+        return record
+
+    def add_record(self, digest: FrameHash, record: bytes) -> None:
+        """Hold an encoded frame for a while."""
+        if digest in self._held:
+            return
+        self._held[digest] = record
+        self._bytes += len(record)
+        while self._bytes > _HELD_BYTES_MAX and len(self._held) > 1:
+            _, gone = self._held.popitem(last=False)
+            self._bytes -= len(gone)
+
+    async def records(self, heads: Sequence[Head]) -> list[bytes]:
+        """Return the encoded frames of ``heads``; raises `CorruptionError` if one is not held."""
+        missing = [head for head in heads if head.hash not in self._held]
+        if not missing:
+            return [self._held[head.hash] for head in heads]
+        found = {head.hash: self._held[head.hash] for head in heads if head.hash in self._held}
+        read = await self._journalist.read(lambda journal: self._read_all(journal, missing))
+        found.update(read)
+        return [found[head.hash] for head in heads]
+
+    def getter(self, journal: Journal, heads: Iterable[Head] = ()) -> "Getter":
+        """Return a function for a thread that returns frames by hash; ``heads``: what it may ask.
+
+        ``journal`` is read with its reading connection.
+        """
+        held = {head.hash: self._held[head.hash] for head in heads if head.hash in self._held}
+        return Getter(self._shard, journal, held)
+
+    def _read_all(self, journal: Journal, heads: Sequence[Head]) -> dict[FrameHash, bytes]:
+        return {head.hash: _read(journal, self._shard, head) for head in heads}
+
+
+class Getter:
+    """Returns frames by hash, in a thread."""
+
+    def __init__(self, shard: ShardId, journal: Journal, held: dict[FrameHash, bytes]) -> None:
+        self._shard = shard
+        self._journal = journal
+        self._held = held
+
+    def __call__(self, digest: FrameHash) -> Frame:
+        """Return the frame; raises `CorruptionError` if it is not held."""
+        record = self._held.get(digest)
+        if record is None:
+            record = read_frame(self._journal, self._shard, digest)
+        frame = decode_frame(record)
+        assert isinstance(frame, Frame), "the journal holds no frame of version 1"
+        return frame
+
+
+def _read(journal: Journal, shard: ShardId, head: Head) -> bytes:
+    """Return an encoded frame, above the final one or in the log already."""
+    for _, record in journal.frames(shard, head.seq, head.seq, 1):
+        frame = decode_frame(record)
+        if isinstance(frame, Frame) and frame.head.hash == head.hash:
+            return record
+    return read_frame(journal, shard, head.hash)
+
+
+def read_frame(journal: Journal, shard: ShardId, digest: FrameHash) -> bytes:
+    """Return an encoded frame above the final one; raises `CorruptionError` if it is not there."""
+    record = journal.branch_frame(shard, digest)
+    if record is None:
+        raise CorruptionError(
+            f"the journal lacks a frame of shard {shard} that it has promised ({digest.hex()}): "
+            "move journal.db and what begins with its name out of the data directory; basenet "
+            "then comes back as a new member of this shard."
+        )
+    return record

@@ -1,0 +1,177 @@
+"""Where a shard's database file stands when a term begins, and what was committed behind that.
+
+Theory of operation
+===================
+
+The journal names the *place* of the file, a frame, and where capture stood then. From there on the
+log is read::
+
+    nothing behind            the file is at its place
+    an injection of ours      the intent names it: the place is its end
+    commits                   they wait for a frame, or are a stranger's
+    another file              it was put there while we were away: kept aside, never adopted
+    another log               pages are compared with the state at the place, where that is known;
+                              else the file is at no frame, and is mended
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from basenet.daemon.cluster.branch import Branch
+from basenet.daemon.cluster.file import Outcome, ReplicaFile, decode_intent
+from basenet.daemon.cluster.frames import Frames
+from basenet.daemon.cluster.settling import Place
+from basenet.daemon.node import Node
+from basenet.engine.adoption import NOWHERE
+from basenet.errors import CorruptionError
+from basenet.journal.journal import Journal
+from basenet.journal.records import ReplicaRecord
+from basenet.sqlite.attach import Database
+from basenet.sqlite.capture import Capture
+from basenet.sqlite.captured import Captured, Cursor
+from basenet.units import ShardId
+from basenet.wire.frame import Frame, Head, decode_frame
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the file holds. ``cursor``: capture goes on there; None: nothing was committed since.
+
+    ``items``: changes that were told by pages, in front of the cursor.
+    """
+
+    place: Place
+    cursor: Cursor | None = None
+    items: Sequence[Captured] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placing:
+    """Finds the place of one shard's file."""
+
+    node: Node
+    shard: ShardId
+    file: ReplicaFile
+    branch: Branch
+    frames: Frames
+
+    async def find(self, record: ReplicaRecord, *, is_file_new: bool) -> Found:
+        """Return where the file stands; under the fence, before anything is applied."""
+        if record.place == NOWHERE:
+            return Found(NOWHERE)
+        if is_file_new:
+            return await self._find_new(record)
+        intent = decode_intent(record.intent) if record.intent is not None else None
+        cursor = Cursor.decode(record.cursor) if record.cursor is not None else None
+        standing = await self.file.inspect(cursor, intent)
+        place = record.place
+        if intent is not None and standing.is_applied:
+            place = intent.place
+        is_at_end = place[0] >= record.tip.seq
+        is_other_file = cursor is not None and cursor.inode != self.file.database.inode
+        if is_other_file and len(record.ballot.config.voters) > 1:
+            return await self._set_aside(record)
+        if standing.outcome is Outcome.UNKNOWN:
+            log.warning("file_not_at_its_place", shard=self.shard, reason=standing.reason)
+            return await self._compare(record, place) if is_at_end else await self._be_nowhere()
+        if not standing.commits:
+            return Found(place)
+        log.warning(
+            "commits_found",
+            shard=self.shard,
+            commits=standing.commits,
+            reason=standing.reason,
+        )
+        return Found(place, standing.cursor)
+
+    async def _find_new(self, record: ReplicaRecord) -> Found:
+        """Return where a file stands that was made just now: at the genesis, if that is empty."""
+        if self.branch.final.db_pages or record.heads:
+            return await self._be_nowhere()
+        cursor = (await self.file.cursor()).encode()
+        await self.node.journalist.perform(
+            lambda journal: journal.set_place(
+                self.shard, record.place, cursor=cursor, local_last=None, intent=None
+            )
+        )
+        return Found(record.place)
+
+    async def _compare(self, record: ReplicaRecord, place: Place) -> Found:
+        """Return what the file holds beyond ``place``, at the end of the log or above, by pages."""
+        get = self.frames.getter(self.node.journalist.journal)
+        heads = {head.hash: head for head in (*record.heads, record.tip)}
+        if place[1] not in heads or heads[place[1]].is_partial:
+            return await self._be_nowhere()
+        tree = await trio.to_thread.run_sync(
+            self.branch.state_at, heads[place[1]], get, limiter=self.node.work_limiter
+        )
+        items: list[Captured] = []
+        leaves = bytes(tree.leaves) if tree.page_size == self.file.database.page_size else b""
+        cursor = await self.file.compare(leaves, items.append)
+        return Found(place, cursor, items)
+
+    async def _set_aside(self, record: ReplicaRecord) -> Found:
+        """Keep a copy of a file that was put in the place of ours; it is never adopted (Q11).
+
+        The shard's own history is had from peers. A lone voter has nobody to ask: what such a file
+        holds is taken for the application's, as in standalone.
+        """
+        copy = await self.file.keep_aside(record.lineage)
+        log.error("file_replaced", shard=self.shard, path=str(self.file.path), kept=str(copy))
+        return await self._be_nowhere()
+
+    async def _be_nowhere(self) -> Found:
+        await self.note_nowhere()
+        return Found(NOWHERE)
+
+    async def note_nowhere(self) -> None:
+        """Make durable that the file is at no frame: it is mended from here on."""
+        await self.node.journalist.perform(
+            lambda journal: journal.set_place(
+                self.shard, NOWHERE, cursor=None, local_last=None, intent=None
+            )
+        )
+
+
+def unsettled_of(record: ReplicaRecord) -> list[Head]:
+    """Return the heads between the log and the ballot's final frame, ascending."""
+    by_hash = {head.hash: head for head in record.heads}
+    path: list[Head] = []
+    digest = record.ballot.final.hash
+    while digest != record.tip.hash:
+        if digest not in by_hash:
+            break
+        path.append(by_hash[digest])
+        digest = by_hash[digest].prev_hash
+    path.reverse()
+    return path
+
+
+def find_head(journal: Journal, shard: ShardId, place: Place) -> Head:
+    """Return the head of a frame of the branch or of the log; raises `CorruptionError`."""
+    record = journal.branch_frame(shard, place[1])
+    if record is None:
+        record = next((one for _, one in journal.frames(shard, place[0], place[0], 1)), None)
+    if record is None:
+        raise CorruptionError(
+            f"the journal lacks frame {place[0]} of shard {shard}, at which the file stands: move "
+            "journal.db and what begins with its name out of the data directory"
+        )
+    frame = decode_frame(record)
+    assert isinstance(frame, Frame), "the journal holds no frame of version 1"
+    return frame.head
+
+
+def capture_all(database: Database, cursor: Cursor) -> list[Captured]:
+    """Return everything that was committed behind ``cursor``, under the fence; for a thread."""
+    capture = Capture(database)
+    capture.restart_at(cursor)
+    try:
+        return list(capture.poll())
+    finally:
+        capture.rotation.pin.release()

@@ -1,0 +1,385 @@
+"""What is final goes into the journal's log, and into the database file of a replica.
+
+Theory of operation
+===================
+
+`Finalize` effects queue up here, and are taken in batches. One batch is one journal transaction and
+at most one injection, in this order (Q13)::
+
+    leaf hashes   the branch's final tree moves                                  (memory)
+    prepare       the frames as they will stand in the -wal, and where it will end
+    settle        frames join the log, leaf hashes, certificate, and the *intent*  (journal)
+    inject        the -wal, synced; readers see it                                 (file)
+    place         moves with the next transaction, or after a moment of rest       (journal)
+
+A crash between settle and place leaves an intent that tells whether the injection happened. What
+the application of this node wrote itself is in the file already: it is only settled.
+
+The file may be behind what is settled: while it is mended, while a reader keeps the log too long,
+or after a crash. Then batches are only settled, and `catch_up` brings the file there from the
+journal's log.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+import trio
+
+from basenet.daemon.cluster.branch import Branch
+from basenet.daemon.cluster.file import Prepared, ReplicaFile, encode_intent
+from basenet.daemon.cluster.frames import Frames
+from basenet.daemon.node import Node
+from basenet.engine.effects import Finalize
+from basenet.journal.journal import Journal
+from basenet.journal.records import Settled
+from basenet.units import MIB, FrameHash, Seq, ShardId
+from basenet.wire.certificate import Certificate
+from basenet.wire.frame import Frame, Head, Kind, decode_frame
+from basenet.wire.merkle import StateTree
+from basenet.wire.payload import CommitPayload, decode_commit
+
+log = structlog.get_logger()
+
+Place = tuple[Seq, FrameHash]
+
+# A batch has one certificate, and whoever catches up gets what it proves in one message.
+_BATCH_BYTES: Final = 8 * MIB
+_BATCH_HEADS: Final = 1_024
+_REST_S: Final = 1.0
+_WAITING_BYTES_MAX: Final = 64 * MIB
+_WAITING_MAX: Final = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class SettledFrame:
+    """A frame that joined the log; ``record`` is None for a piece of a run."""
+
+    head: Head
+    size: int
+    record: bytes | None
+
+
+OnSettled = Callable[[Sequence[SettledFrame], Certificate | None], None]
+OnApplied = Callable[[Seq], None]
+
+
+class Settler:
+    """Settles and applies for one shard."""
+
+    def __init__(
+        self,
+        *,
+        node: Node,
+        shard: ShardId,
+        branch: Branch,
+        frames: Frames,
+        file: ReplicaFile,
+        place: Place,
+        log_end: Place,
+        on_settled: OnSettled,
+        on_applied: OnApplied,
+    ) -> None:
+        """``place``: what the file holds; ``log_end``: the last settled frame."""
+        self._node = node
+        self._shard = shard
+        self._branch = branch
+        self._frames = frames
+        self._file = file
+        self.place = place
+        self.settled = log_end
+        self._durable_place = place
+        self._on_settled = on_settled
+        self._on_applied = on_applied
+        self._queue: deque[Finalize] = deque()
+        self._news = trio.Event()
+        self._idle = trio.Event()
+        self._idle.set()
+        self._moved = trio.Event()
+        self.is_file_ready = True
+        """Whether final frames are applied as they come; False while the file is mended."""
+        self.file_lock = trio.Lock()
+        # Held over a batch, so that no batch is under way when applying begins again.
+        self._batch_lock = trio.Lock()
+        self._bytes = 0
+        self.applied_frames = 0
+        self.changed_groups: set[int] = set()
+        """Groups of pages that were settled and not applied since `hold_back`."""
+
+    def put(self, effect: Finalize) -> None:
+        """Queue what became final."""
+        self._queue.append(effect)
+        self._bytes += _bytes_of(effect)
+        self._news.set()
+        if self._idle.is_set():
+            self._idle = trio.Event()
+
+    async def room(self) -> None:
+        """Return when what waits to be settled is little enough for more to be taken in."""
+        while self._bytes > _WAITING_BYTES_MAX or len(self._queue) > _WAITING_MAX:
+            await self._moved.wait()
+
+    async def drained(self) -> None:
+        """Return when everything that is final is settled, and applied if the file is ready."""
+        while self._queue or not self._idle.is_set():
+            await self._idle.wait()
+
+    async def reached(self, seq: int) -> None:
+        """Return when ``seq`` is settled, however long that takes."""
+        while self.settled[0] < seq:
+            await self._moved.wait()
+
+    async def settled_up_to(self, seq: int) -> None:
+        """Return when ``seq`` is settled, or nothing is about to be."""
+        while self.settled[0] < seq and (self._queue or not self._idle.is_set()):
+            idle = self._idle
+            async with trio.open_nursery() as nursery:
+
+                async def either(event: trio.Event) -> None:
+                    await event.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(either, self._moved)
+                nursery.start_soon(either, idle)
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether the file holds everything that is settled, and nothing waits."""
+        return self.is_file_ready and not self._queue and self.place[0] >= self.settled[0]
+
+    @property
+    def applied_seq(self) -> Seq:
+        """The last final frame that the file holds.
+
+        A writer's file is ahead of it by own frames, and those may still lose against others.
+        """
+        return min(self.place[0], self.settled[0])
+
+    def hold_back(self) -> None:
+        """Settle only, from now until `catch_up`: the file is being mended."""
+        self.is_file_ready = False
+        self.changed_groups = set()
+
+    def moved_to(self, place: Place) -> None:
+        """Note that the file holds ``place`` now, durably: own frames, or a roll-back."""
+        self.place = self._durable_place = place
+
+    async def run(self) -> None:
+        """Settle for ever; any error ends it, and the shard starts again from the journal."""
+        while True:
+            while not self._queue:
+                self._idle.set()
+                self._news = trio.Event()
+                with trio.move_on_after(_REST_S):
+                    await self._news.wait()
+                    continue
+                await self._rest()
+                if not self._queue:
+                    await self._news.wait()
+            await self._settle_batch(self._take())
+
+    async def _rest(self) -> None:
+        """Make durable where the file stands, and keep its log short."""
+        if self.place != self._durable_place and self.is_file_ready:
+            await self._note_place(None)
+        if self.is_file_ready and self._file.is_fenced:
+            async with self.file_lock:
+                await self._file.relieve()
+
+    def _take(self) -> list[Finalize]:
+        """Return what makes one batch: never across a CONFIG, and of one kind."""
+        queue = self._queue
+        batch = [queue.popleft()]
+        size = _bytes_of(batch[0])
+        count = len(batch[0].heads)
+        while queue and batch[-1].heads[-1].kind is not Kind.CONFIG:
+            following = queue[0]
+            size += _bytes_of(following)
+            count += len(following.heads)
+            is_too_much = size > _BATCH_BYTES or count > _BATCH_HEADS
+            if following.is_own != batch[0].is_own or is_too_much:
+                break
+            batch.append(queue.popleft())
+        return batch
+
+    async def _settle_batch(self, batch: Sequence[Finalize]) -> None:
+        heads = [head for effect in batch for head in effect.heads]
+        async with self._batch_lock:
+            records = await self._frames.records(heads)
+            tree, groups = await self._take_to_tree(heads)
+            end = (heads[-1].seq, heads[-1].hash)
+            settled = Settled(
+                shard=self._shard,
+                heads=tuple(heads),
+                certificate=batch[-1].certificate,
+                page_size=tree.page_size,
+                db_pages=tree.db_pages,
+                groups=groups,
+            )
+            is_applied = self.is_file_ready and not batch[-1].is_own
+            if is_applied:
+                async with self.file_lock:
+                    await self._settle_and_apply(settled, records, end)
+            else:
+                # Whoever mends the file holds its lock for long.
+                await self._settle(settled, end)
+            self._bytes -= sum(map(_bytes_of, batch))
+            self._announce()
+        self._tell(heads, records, batch[-1].certificate)
+        if is_applied:
+            self._on_applied(self.place[0])
+
+    async def _take_to_tree(self, heads: Sequence[Head]) -> tuple[StateTree, dict[int, bytes]]:
+        get = self._frames.getter(self._node.journalist.journal, heads)
+        async with self._branch.lock:
+            groups = await trio.to_thread.run_sync(
+                self._branch.settle, heads, get, limiter=self._node.work_limiter
+            )
+            if not self.is_file_ready:
+                # Before anybody copies the tree: who mends to it must look at these pages, too.
+                self.changed_groups.update(groups)
+            return self._branch.final, groups
+
+    async def _settle(self, settled: Settled, end: Place) -> None:
+        place = self.place
+        moved = place if place != self._durable_place else None
+        await self._node.journalist.settle(replace(settled, place=moved))
+        if moved is not None and self.place == place:
+            self._durable_place = place
+        self.settled = end
+        self._announce()
+
+    async def _settle_and_apply(
+        self, settled: Settled, records: Sequence[bytes], end: Place
+    ) -> None:
+        above = _above(settled.heads, records, self.place[0])
+        prepared = await self._prepare(above) if above else None
+        if prepared is not None:
+            intent = encode_intent(prepared.before, prepared.after, end)
+            settled = replace(settled, intent=intent)
+        await self._settle(settled, end)
+        if prepared is not None:
+            await self._file.inject(prepared)
+            self.applied_frames += 1
+            await self._file.relieve()
+        if end[0] > self.place[0]:
+            self.place = end
+
+    def _announce(self) -> None:
+        moved, self._moved = self._moved, trio.Event()
+        moved.set()
+
+    async def _prepare(self, records: Sequence[bytes]) -> Prepared | None:
+        """Return the injection of ``records``; None when they change no page."""
+        changes = await trio.to_thread.run_sync(
+            changes_of, records, limiter=self._node.work_limiter
+        )
+        if not changes:
+            return None
+        await self._file.held()
+        return await self._file.prepare(changes)
+
+    def _tell(
+        self, heads: Sequence[Head], records: Sequence[bytes], certificate: Certificate | None
+    ) -> None:
+        frames = [
+            SettledFrame(head, len(record), None if head.is_partial else record)
+            for head, record in zip(heads, records, strict=True)
+        ]
+        self._on_settled(frames, certificate)
+
+    # From the journal's log.
+
+    async def catch_up(self) -> None:
+        """Apply what is settled and above the file's place; then applying goes on by itself."""
+        while True:
+            async with self.file_lock:
+                while self.place[0] < self.settled[0]:
+                    await self._apply_from_log()
+                    self._on_applied(self.place[0])
+            async with self._batch_lock:
+                if self.place[0] >= self.settled[0]:
+                    self.is_file_ready = True
+                    break
+        self._on_applied(self.place[0])
+
+    async def _apply_from_log(self) -> None:
+        start, last = self.place[0] + 1, self.settled[0]
+        rows = await self._node.journalist.read(
+            lambda journal: read_whole(journal, self._shard, start, last, _BATCH_BYTES)
+        )
+        assert rows, "the journal's log lacks what is settled and not applied"
+        end = rows[-1].head.seq, rows[-1].head.hash
+        changes = await trio.to_thread.run_sync(
+            _changes_of_frames, rows, limiter=self._node.work_limiter
+        )
+        if changes:
+            await self._file.held()
+            prepared = await self._file.prepare(changes)
+            if prepared is not None:
+                await self._note_place(encode_intent(prepared.before, prepared.after, end))
+                await self._file.inject(prepared)
+        self.place = end
+        await self._note_place(None)
+
+    async def _note_place(self, intent: bytes | None) -> None:
+        place = self.place
+        cursor = None if intent is not None else await self._file.cursor()
+        encoded = cursor.encode() if cursor is not None else None
+        await self._node.journalist.perform(
+            lambda journal: journal.set_place(
+                self._shard, place, cursor=encoded, local_last=None, intent=intent
+            )
+        )
+        self._durable_place = place
+
+
+def _above(heads: Sequence[Head], records: Sequence[bytes], seq: Seq) -> list[bytes]:
+    return [record for head, record in zip(heads, records, strict=True) if head.seq > seq]
+
+
+def _bytes_of(effect: Finalize) -> int:
+    return sum(head.payload_len for head in effect.heads)
+
+
+def changes_of(records: Sequence[bytes]) -> list[list[CommitPayload]]:
+    """Return what encoded frames change, a list of pieces for each transaction."""
+    frames = [decode_frame(record) for record in records]
+    return _changes_of_frames([frame for frame in frames if isinstance(frame, Frame)])
+
+
+def _changes_of_frames(frames: Sequence[Frame]) -> list[list[CommitPayload]]:
+    changes: list[list[CommitPayload]] = []
+    run: list[CommitPayload] = []
+    for frame in frames:
+        if frame.head.kind is not Kind.COMMIT:
+            continue
+        run.append(decode_commit(frame.payload))
+        if not frame.head.is_partial:
+            changes.append(run)
+            run = []
+    assert not run, "a batch that ends inside a run"
+    return changes
+
+
+def read_whole(
+    journal: Journal, shard: ShardId, start: int, last: int, bytes_max: int
+) -> list[Frame]:
+    """Return the frames of the log from ``start``, whole transactions, at least one of them."""
+    frames: list[Frame] = []
+    size = 0
+    while start <= last and (size < bytes_max or (frames and frames[-1].head.is_partial)):
+        rows = journal.frames(shard, start, last, bytes_max)
+        if not rows:
+            break
+        for _, record in rows:
+            frame = decode_frame(record)
+            assert isinstance(frame, Frame), "the journal holds no frame of version 1"
+            frames.append(frame)
+            size += len(record)
+        start = frames[-1].head.seq + 1
+    while frames and frames[-1].head.is_partial:
+        frames.pop()
+    return frames

@@ -1,0 +1,207 @@
+"""What nobody asks for and should happen: the writer comes home, and is where it can write.
+
+Theory of operation
+===================
+
+One task looks at all shards once a second. Three things it may do, each by means that an operator
+has, too:
+
+*Home.* `BASE_WRITER` names where the application is that should write (Q26). After a failover
+another node leads; once the preferred one is a voter again, connected and caught up for `_HOME_S`
+without a break, the leader hands over. A preferred node that cannot keep the lead must not stop the
+writes again and again: each hand-over doubles the time until the next, up to `_HOME_S_MAX`, and a
+minute of leading makes it short again. An operator's `members transfer` away from it stands: the
+release of a view tells the new leader that it was meant, until somebody else leads.
+
+*Able to write.* A leader whose file is being mended, and a witness, which has none, lead a shard
+that nobody can write to. They hand over to a voter that is caught up.
+
+*Followers of one voter.* A single voter makes no certificates, so it has nothing to push to
+learners; while things become final they ask more often than the engine does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from basenet.config.model import ClusterConfig, NodeRole
+from basenet.daemon.cluster.node import ClusterNode
+from basenet.daemon.cluster.settling import Settler
+from basenet.daemon.cluster.term import Term
+from basenet.daemon.framer import instant
+from basenet.engine.events import TransferWanted
+from basenet.engine.replica import Replica
+from basenet.units import Epoch, Seq, ShardId, View
+from basenet.wire.message import SyncRequest
+from basenet.wire.payload import Voter, VoterRole
+
+log = structlog.get_logger()
+
+_LOOK_S: Final = 1.0
+_HOME_S: Final = 10.0
+_HOME_S_MAX: Final = 600.0
+_STABLE_S: Final = 60.0
+_STUCK_S: Final = 5.0
+_BUSY_S: Final = 30.0
+
+
+@dataclass(slots=True)
+class Watched:
+    """What was seen of one shard; times by `trio.current_time`.
+
+    ``since_s``: since when a hand-over would be right. ``moves``: those that did not last.
+    ``home_s``: since when the preferred node leads.
+    """
+
+    since_s: float | None = None
+    moves: int = 0
+    moved_s: float = field(default=float("-inf"))
+    home_s: float | None = None
+    final_seq: Seq = field(default=Seq(0))
+    final_s: float = field(default=float("-inf"))
+
+    def is_due(self, now_s: float, hold_s: float, *, is_right: bool) -> bool:
+        """Return whether ``is_right`` has held for ``hold_s``, doubled by each move in vain."""
+        if not is_right:
+            self.since_s = None
+            return False
+        if self.since_s is None:
+            self.since_s = now_s
+        hold_s = min(hold_s * float(2**self.moves), _HOME_S_MAX)
+        return now_s - self.since_s >= hold_s
+
+    def moved(self, now_s: float) -> None:
+        """Take note of a hand-over."""
+        self.since_s, self.moved_s = None, now_s
+        self.moves += 1
+
+    def see_leader(self, now_s: float, *, is_home: bool) -> None:
+        """Take note of who leads: after a minute at home the next hand-over is a first one."""
+        if not is_home:
+            self.home_s = None
+        elif self.home_s is None:
+            self.home_s = now_s
+        elif now_s - self.home_s >= _STABLE_S:
+            self.moves = 0
+
+    def was_meant(self, released_s: float | None) -> bool:
+        """Return whether the view began by a release that did not answer a move of ours."""
+        return released_s is not None and released_s - self.moved_s > _STABLE_S
+
+
+class Tended(Protocol):
+    """A shard, as far as it is tended."""
+
+    @property
+    def shard(self) -> ShardId:
+        """Its id."""
+        ...
+
+    @property
+    def term(self) -> Term | None:
+        """The term at work."""
+        ...
+
+    def released_at(self, epoch: Epoch, view: View) -> float | None:
+        """Return when the lead was given up for ``view``; None: it was not, that is known here."""
+        ...
+
+
+class Steward:
+    """Tends all shards of a node."""
+
+    def __init__(
+        self,
+        shards: Mapping[ShardId, Tended],
+        *,
+        cluster: ClusterNode,
+        config: ClusterConfig,
+    ) -> None:
+        self._shards = shards
+        self._cluster = cluster
+        self._writer = config.writer
+        self._is_witness = config.node_role is NodeRole.WITNESS
+        self._watched: dict[ShardId, Watched] = {}
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            await trio.sleep(_LOOK_S)
+            for shard in list(self._shards.values()):
+                term = shard.term
+                if term is not None and term.is_at_work:
+                    self._tend(shard, term)
+
+    def _tend(self, shard: Tended, term: Term) -> None:
+        replica, now_s = term.driver.replica, trio.current_time()
+        watched = self._watched.setdefault(shard.shard, Watched())
+        if not replica.is_voter:
+            self._ask(term, replica, watched, now_s)
+            return
+        if self._writer is not None:
+            watched.see_leader(now_s, is_home=self._name_of_leader(replica) == self._writer)
+        if not replica.is_leader:
+            watched.since_s = None
+            return
+        if self._is_witness or is_stuck(term.settler):
+            hold_s = 0.0 if self._is_witness else _STUCK_S
+            if watched.is_due(now_s, hold_s, is_right=True):
+                self._hand_over(term, watched, self._any_able(replica), "cannot write here")
+        elif self._writer not in (None, self._cluster.me.node_id):
+            home = self._home(shard, replica, watched)
+            if watched.is_due(now_s, _HOME_S, is_right=home is not None):
+                self._hand_over(term, watched, home, "BASE_WRITER")
+
+    def _hand_over(self, term: Term, watched: Watched, target: Voter | None, why: str) -> None:
+        if target is None:
+            return
+        watched.moved(trio.current_time())
+        term.log.info("writer_moves", to=target.node_id, why=why)
+        term.driver.step(TransferWanted(target=target.key))
+
+    def _name_of_leader(self, replica: Replica) -> str | None:
+        leader = replica.leader
+        voters = replica.ballot.config.voters
+        return next((one.node_id for one in voters if one.key == leader), None)
+
+    def _home(self, shard: Tended, replica: Replica, watched: Watched) -> Voter | None:
+        """Return the preferred writer if it could lead now and nobody moved the lead from it."""
+        ballot = replica.ballot
+        found = [one for one in ballot.config.voters if one.node_id == self._writer]
+        if not found or not self._is_able(replica, found[0]):
+            return None
+        if watched.was_meant(shard.released_at(ballot.epoch, ballot.view)):
+            return None
+        return found[0]
+
+    def _any_able(self, replica: Replica) -> Voter | None:
+        able = [one for one in replica.ballot.config.voters if self._is_able(replica, one)]
+        able.sort(key=lambda one: one.node_id != self._writer)
+        return able[0] if able else None
+
+    def _is_able(self, replica: Replica, voter: Voter) -> bool:
+        hello = self._cluster.connected.get(voter.key)
+        if hello is None or hello.journal_id != voter.journal_id:
+            return False
+        if voter.role is VoterRole.WITNESS:
+            return False
+        return replica.is_caught_up(voter, instant())
+
+    def _ask(self, term: Term, replica: Replica, watched: Watched, now_s: float) -> None:
+        """Ask the only voter for what is final, while there is something now and then."""
+        height = replica.final.height
+        if height != watched.final_seq:
+            watched.final_seq, watched.final_s = height, now_s
+        ballot = replica.ballot
+        if len(ballot.config.voters) == 1 and now_s - watched.final_s < _BUSY_S:
+            message = SyncRequest(epoch=ballot.epoch, above_height=height)
+            (sole,) = ballot.config.voters
+            self._cluster.send((sole.key,), term.shard, ballot.config.lineage, message)
+
+
+def is_stuck(settler: Settler) -> bool:
+    """Return whether the file is mended or behind; a writer's own frames are in it already."""
+    return not settler.is_file_ready or settler.place[0] < settler.settled[0]

@@ -1,0 +1,322 @@
+"""``make soak``: a cluster under load and under random faults, judged from outside.
+
+A run is a story drawn from a seed, so that its faults (not their interleaving) can be had again.
+Clients write at whichever node is the writer; readers read everywhere; faults come one after
+another, some of them two at once. Then all is healed, the cluster must come to rest by itself, and
+`testing.clustercheck` judges the files. Long runs are made of parts, each with its own seed and a
+new cluster, so that a violation is found near its cause.
+"""
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from basenet import __version__
+from basenet.testing.cluster import Cluster, ClusterNode, ClusterStuck
+from basenet.testing.clustercheck import Verdict, check
+from basenet.testing.history import ApplicationGone, Client, Outcome, RegisterApplication
+
+_PART_MINUTES: Final = 3.0
+_PAUSE_S: Final = (0.5, 4.0)
+_FAULT_S: Final = (0.3, 4.0)
+_SETTLE_S: Final = 120.0
+_READ_EVERY_S: Final = 0.1
+_CLIENTS: Final = 2
+_EVERYONE: Final = "all"
+_BYZANTINE_NODES: Final = 4
+# What ends with a failed assertion or an unforeseen exception leaves this in a log.
+_BUG_MARKS: Final = ("Traceback (most recent call last)", "AssertionError")
+
+
+@dataclass(kw_only=True)
+class Outline:
+    """What a story is drawn from."""
+
+    seed: int
+    seconds: float
+    nodes: int = 3
+    is_byzantine: bool = False
+
+
+@dataclass(kw_only=True)
+class Told:
+    """What happened in a run; ``complaints`` are those of readers and of the logs."""
+
+    outline: Outline
+    faults: list[str] = field(default_factory=list)
+    reads: int = 0
+    complaints: list[str] = field(default_factory=list)
+    verdict: Verdict | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing was violated."""
+        return self.verdict is not None and not self.verdict.violations and not self.complaints
+
+
+class Reader:
+    """Reads one node's database again and again: each state must be whole in itself."""
+
+    def __init__(self, node: ClusterNode, told: Told) -> None:
+        self._node = node
+        self._told = told
+        self._is_stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it."""
+        self._is_stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._is_stopping.is_set():
+            if not self._node.database().exists():
+                self._is_stopping.wait(_READ_EVERY_S)
+                continue
+            try:
+                with RegisterApplication(self._node.database()) as application:
+                    while not self._is_stopping.wait(_READ_EVERY_S):
+                        self._read(application)
+            except ApplicationGone:
+                continue
+
+    def _read(self, application: RegisterApplication) -> None:
+        answer = application.ask("versions")
+        if "error" in answer:
+            is_harmless = any(word in answer["error"] for word in ("no such table", "locked"))
+            if not is_harmless:
+                self._told.complaints.append(f"reader at {self._node.name}: {answer['error']}")
+            return
+        self._told.reads += 1
+        registers = dict(answer["reg"])
+        for key, highest, count in answer["hist"]:
+            if not registers.get(key) == highest == count:
+                self._told.complaints.append(
+                    f"reader at {self._node.name}: {key} is {registers.get(key)}, its history has "
+                    f"{count} versions up to {highest}"
+                )
+
+
+class _Story:
+    """The faults of one run."""
+
+    def __init__(self, cluster: Cluster, told: Told, say: Callable[[str], None]) -> None:
+        self._cluster = cluster
+        self._told = told
+        self._say = say
+        self._chance = random.Random(told.outline.seed)
+        self._began_s = time.monotonic()
+        self._acts: tuple[tuple[int, Callable[[ClusterNode], None]], ...] = (
+            (4, self._kill),
+            (3, self._kill_daemon),
+            (4, self._pause),
+            (3, self._isolate),
+            (2, self._cut),
+            (2, self._deafen),
+            (1, self._slow),
+            (1, self._drop_connections),
+            (2, self._kill_two),
+            (1, self._restart_all),
+        )
+
+    def run(self) -> None:
+        """Let faults come until the time is over."""
+        while time.monotonic() - self._began_s < self._told.outline.seconds:
+            time.sleep(self._chance.uniform(*_PAUSE_S))
+            ((_, act),) = self._chance.choices(self._acts, [weight for weight, _ in self._acts])
+            act(self._draw_node())
+
+    def _draw_node(self) -> ClusterNode:
+        """Return the writer in half of all cases, since its faults matter most."""
+        drawn = self._cluster[self._chance.choice(self._cluster.names)]
+        if self._chance.random() < 0.5:  # noqa: PLR2004  (half)
+            return self._cluster.find_writer() or drawn
+        return drawn
+
+    def _tell(self, what: str) -> None:
+        text = f"{time.monotonic() - self._began_s:6.1f} s  {what}"
+        self._told.faults.append(text)
+        self._say(text)
+
+    def _last(self) -> None:
+        time.sleep(self._chance.uniform(*_FAULT_S))
+
+    def _kill(self, node: ClusterNode) -> None:
+        self._tell(f"kill {node.name}")
+        node.kill()
+        self._last()
+        node.start()
+
+    def _kill_daemon(self, node: ClusterNode) -> None:
+        self._tell(f"kill the daemon of {node.name}")
+        node.kill_daemon()
+
+    def _pause(self, node: ClusterNode) -> None:
+        self._tell(f"pause {node.name}")
+        node.pause()
+        self._last()
+        node.resume()
+
+    def _isolate(self, node: ClusterNode) -> None:
+        self._tell(f"isolate {node.name} silently")
+        self._cluster.isolate(node)
+        self._last()
+        self._cluster.heal()
+
+    def _cut(self, node: ClusterNode) -> None:
+        self._tell(f"cut {node.name} off")
+        self._cluster.isolate(node, is_silent=False)
+        self._last()
+        self._cluster.heal()
+
+    def _deafen(self, node: ClusterNode) -> None:
+        """Hold one direction of one link."""
+        other = self._chance.choice(self._cluster.others(node))
+        self._tell(f"{node.name} is not heard by {other.name}")
+        self._cluster.links[node.name, other.name].hold()
+        self._last()
+        self._cluster.heal()
+
+    def _slow(self, node: ClusterNode) -> None:
+        self._tell(f"everything from and to {node.name} takes 50 ms longer")
+        for ends, link in self._cluster.links.items():
+            if node.name in ends:
+                link.delay(0.05)
+        self._last()
+        self._cluster.heal()
+
+    def _drop_connections(self, node: ClusterNode) -> None:
+        self._tell(f"all connections of {node.name} end")
+        for ends, link in self._cluster.links.items():
+            if node.name in ends:
+                link.drop()
+
+    def _kill_two(self, node: ClusterNode) -> None:
+        other = self._chance.choice(self._cluster.others(node))
+        self._tell(f"kill {node.name} and {other.name}")
+        node.kill()
+        other.kill()
+        self._last()
+        node.start()
+        self._last()
+        other.start()
+
+    def _restart_all(self, node: ClusterNode) -> None:
+        del node
+        self._tell(f"kill {_EVERYONE}")
+        for one in self._cluster:
+            one.kill()
+        self._cluster.start()
+
+
+def play(folder: Path, outline: Outline, say: Callable[[str], None]) -> Told:
+    """Play one story in ``folder`` and judge it; raises `ClusterStuck` if it does not settle."""
+    told = Told(outline=outline)
+    environment = {"BASE_FAULT_MODEL": "byzantine"} if outline.is_byzantine else {}
+    with (
+        Cluster(folder, outline.nodes, has_links=True, **environment) as cluster,
+        ExitStack() as on,
+    ):
+        cluster.start()
+        cluster.wait_writer()
+        clients = [
+            Client(cluster, f"c{number}", seed=outline.seed * 100 + number)
+            for number in range(_CLIENTS)
+        ]
+        readers = [Reader(node, told) for node in cluster]
+        for reader in readers:
+            on.callback(reader.stop)
+        try:
+            _Story(cluster, told, say).run()
+            cluster.heal()
+            cluster.start()
+            # Whoever writes must be able to again: that is the end of the faults.
+            _wait_for_final(cluster, clients)
+        finally:
+            operations = [one for client in clients for one in client.stop()]
+        cluster.wait_settled(patience_s=_SETTLE_S)
+        on.close()
+        codes = cluster.stop()
+        told.complaints += [f"{name} ended with {code}" for name, code in codes.items() if code]
+        told.complaints += find_bugs(cluster)
+        told.verdict = check(cluster, operations)
+    return told
+
+
+def _wait_for_final(cluster: Cluster, clients: Sequence[Client]) -> None:
+    before = sum(client.count(Outcome.FINAL) for client in clients)
+    cluster.until(
+        lambda: sum(client.count(Outcome.FINAL) for client in clients) > before,
+        "commits become final again",
+        _SETTLE_S,
+    )
+
+
+def find_bugs(cluster: Cluster) -> list[str]:
+    """Return what the logs tell of exceptions that nobody foresaw."""
+    found: list[str] = []
+    for node in cluster:
+        lines = node.read_log().splitlines()
+        marked = [at for at, line in enumerate(lines) if any(mark in line for mark in _BUG_MARKS)]
+        if marked:
+            shown = "\n".join(lines[marked[0] : marked[0] + 60])
+            found.append(f"{node.log} has {len(marked)} tracebacks, the first:\n{shown}")
+    return found
+
+
+def say(text: str = "") -> None:
+    """Print one line of the account."""
+    print(text, flush=True)  # noqa: T201  (the account is what this program is for)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run parts until the time is over; exit with 1 at the first violation."""
+    parser = argparse.ArgumentParser(prog="basenet-soak", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"basenet-soak {__version__}")
+    parser.add_argument("--minutes", type=float, default=30.0, help="how long in all [30]")
+    parser.add_argument("--part", type=float, default=_PART_MINUTES, help="minutes of a part [3]")
+    parser.add_argument("--seed", type=int, default=None, help="of the first part [by chance]")
+    options = parser.parse_args(arguments)
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
+    deadline = time.monotonic() + 60 * options.minutes
+    part = 0
+    while (left := deadline - time.monotonic()) > 0:
+        # Every third part is a Byzantine cluster.
+        is_byzantine = part % 3 == 2  # noqa: PLR2004
+        outline = Outline(
+            seed=seed + part,
+            seconds=min(60 * options.part, max(left, 5.0)),
+            nodes=_BYZANTINE_NODES if is_byzantine else 3,
+            is_byzantine=is_byzantine,
+        )
+        _play_part(outline)
+        part += 1
+    say(f"\n{part} parts, seeds {seed} to {seed + part - 1}: nothing was violated.")
+
+
+def _play_part(outline: Outline) -> None:
+    model = "byzantine" if outline.is_byzantine else "crash"
+    say(f"\nseed {outline.seed}: {outline.nodes} nodes ({model}), {outline.seconds:.0f} s")
+    folder = Path(tempfile.mkdtemp(prefix=f"basenet-soak-{outline.seed}-"))
+    try:
+        told = play(folder, outline, lambda text: say(f"  {text}"))
+    except ClusterStuck as stuck:
+        say(f"FAILED: {stuck}\nfiles kept in {folder}")
+        sys.exit(1)
+    say(f"  {told.verdict}\n  {told.reads} reads")
+    for complaint in told.complaints:
+        say(f"  COMPLAINT: {complaint}")
+    if not told.is_good:
+        say(f"FAILED: seed {outline.seed}; files kept in {folder}")
+        sys.exit(1)
+    shutil.rmtree(folder)

@@ -1,0 +1,5 @@
+"""The long runs behind ``make soak``: ``python cmd/basenet-soak --minutes 30``."""
+
+from basenet.testing.clusterchaos import main
+
+main()

@@ -1,0 +1,211 @@
+"""What is final goes into the log and into the file, and a crash anywhere is made good."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from basenet.daemon.cluster import settling
+from basenet.daemon.cluster.placing import unsettled_of
+from basenet.daemon.cluster.settling import read_whole
+from basenet.engine.adoption import NOWHERE
+from basenet.engine.effects import Finalize
+from basenet.journal.records import BranchRow
+from basenet.units import Seq
+from tests.daemon.cluster.lines import Bench, Line, a_line, at_bench, finalize
+from tests.fakes.branching import SHARD
+
+
+class Crash(Exception):  # noqa: N818
+    """The process ends here."""
+
+
+async def settle(bench: Bench, *effects: Finalize) -> None:
+    """Settle ``effects``, and rest."""
+    async with trio.open_nursery() as nursery:
+        for effect in effects:
+            bench.settler.put(effect)
+        nursery.start_soon(bench.settler.run)
+        await bench.settler.drained()
+        nursery.cancel_scope.cancel()
+
+
+async def test_frames_of_others_are_settled_and_applied(tmp_path: Path) -> None:
+    """In the log, in the file, told to the shard with its certificate; the branch is empty."""
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        for commit in (line.create, line.commit, lambda: line.commit(pieces=2)):
+            rows = commit()
+            await settle(bench, line.keep(bench.journal, rows))
+            assert await bench.holds()
+            assert bench.settler.is_caught_up
+            assert bench.applied[-1] == rows[-1].head.seq
+        assert bench.now().heads == ()
+        assert bench.now().tip == line.chain.tip.head
+        assert bytes(bench.journal.leaves(SHARD)) == line.leaves()
+        told = [frame for frames, _ in bench.settled for frame in frames]
+        assert [frame.head.seq for frame in told] == [2, 3, 4, 5]
+        assert [frame.record is None for frame in told] == [False, False, True, False]
+        assert bench.settled[-1][1] is not None
+
+
+async def test_own_frames_are_only_settled(tmp_path: Path) -> None:
+    """The file holds them, and may hold more: its place never goes back."""
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        first, second = line.create(), line.commit()
+        line.keep(bench.journal, first)
+        line.keep(bench.journal, second)
+        place = (second[0].head.seq, second[0].head.hash)
+        bench.settler.moved_to(place)
+        await settle(bench, finalize(first, is_own=True))
+        assert bench.settler.place == place
+        assert bench.settler.settled == (first[0].head.seq, first[0].head.hash)
+        assert bench.settler.applied_frames == 0
+        await settle(bench, finalize(second))  # as others tell it, which is the same
+        assert bench.settler.place == place
+        assert bench.settler.applied_frames == 0
+
+
+async def test_a_batch_never_crosses_a_config(tmp_path: Path) -> None:
+    """Each CONFIG ends one, since its certificate is kept; and so does a change of authors."""
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        effects = [line.keep(bench.journal, line.create())]
+        config = line.branching.new_config()
+        effects.append(line.keep(bench.journal, config))
+        effects.append(line.keep(bench.journal, line.commit()))
+        effects.append(line.keep(bench.journal, line.commit()))
+        await settle(bench, *effects)
+        assert [[one.head.seq for one in frames] for frames, _ in bench.settled] == [[2, 3], [4, 5]]
+        assert await bench.holds()
+        assert bench.journal.certificate_for(SHARD, 2) is not None
+
+
+async def test_what_is_held_back_is_caught_up_from_the_log(tmp_path: Path) -> None:
+    """Whole runs at a time; which pages changed meanwhile is told to who mends."""
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        bench.settler.hold_back()
+        effects = [line.keep(bench.journal, line.create())]
+        effects += [line.keep(bench.journal, line.commit(pieces=3)) for _ in range(3)]
+        await settle(bench, *effects)
+        assert bench.settler.place[0] == 1
+        assert bench.settler.changed_groups == {0}
+        assert not bench.settler.is_caught_up
+        frames = read_whole(bench.journal, SHARD, 2, 11, 1)
+        assert [frame.head.seq for frame in frames] == [2]
+        assert [one.head.seq for one in read_whole(bench.journal, SHARD, 3, 11, 1)] == [3, 4, 5]
+        await bench.settler.catch_up()
+        assert await bench.holds()
+        assert bench.settler.is_caught_up
+        assert bench.now().place == bench.settler.place
+
+
+async def test_settling_goes_on_while_somebody_mends(tmp_path: Path) -> None:
+    """Who fetches pages for long holds the file, not the log; applying begins without a gap."""
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        bench.settler.hold_back()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.settler.run)
+            async with bench.settler.file_lock:
+                bench.settler.put(line.keep(bench.journal, line.create()))
+                with trio.fail_after(10):
+                    await bench.settler.reached(2)
+            nursery.start_soon(bench.settler.catch_up)
+            for _ in range(5):
+                bench.settler.put(line.keep(bench.journal, line.commit()))
+                await trio.lowlevel.checkpoint()
+            with trio.fail_after(10):
+                await bench.settler.reached(7)
+                await bench.settler.drained()
+                await wait_all_tasks_blocked(0.01)
+            assert bench.settler.is_caught_up
+            assert await bench.holds()
+            nursery.cancel_scope.cancel()
+
+
+async def test_peers_wait_while_too_much_is_not_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By bytes, or by count."""
+    monkeypatch.setattr(settling, "_WAITING_MAX", 1)
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        for rows in (line.create(), line.commit(), line.commit()):
+            bench.settler.put(line.keep(bench.journal, rows))
+        with trio.move_on_after(0) as scope:
+            await bench.settler.room()
+        assert scope.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.settler.run)
+            with trio.fail_after(10):
+                await bench.settler.room()
+                await bench.settler.settled_up_to(4)
+            nursery.cancel_scope.cancel()
+        assert bench.settler.settled[0] == 4
+
+
+def crash_before(target: Any, name: str, monkeypatch: pytest.MonkeyPatch, *, after: bool) -> None:
+    """Let an awaited step raise instead of beginning, or behind its end."""
+    act: Callable[..., Awaitable[Any]] = getattr(target, name)
+
+    async def crashing(*args: Any, **more: Any) -> Any:
+        if after:
+            await act(*args, **more)
+        raise Crash(name)
+
+    monkeypatch.setattr(target, name, crashing)
+
+
+STEPS = [
+    ("frames", "records"),
+    ("file", "prepare"),
+    ("journalist", "settle"),
+    ("file", "inject"),
+    ("file", "relieve"),
+    ("journalist", "perform"),
+]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("part", "name"), STEPS)
+async def test_a_crash_at_any_step_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, name: str, *, after: bool
+) -> None:
+    """The journal tells where the file stands, and the rest is applied to that."""
+    async with a_line(tmp_path) as line:
+        async with at_bench(tmp_path, line) as bench:
+            await settle(bench, line.keep(bench.journal, line.create()))
+            await bench.settler._rest()
+        rows = line.commit()
+        async with at_bench(tmp_path, line) as bench:
+            effect = line.keep(bench.journal, rows)
+            target = {"frames": bench.frames, "file": bench.file}.get(part, bench.node.journalist)
+            with monkeypatch.context() as patch:
+                crash_before(target, name, patch, after=after)
+                bench.settler.put(effect)
+                if (part, name) == ("journalist", "perform"):
+                    crash = bench.settler._rest  # comes when nothing has come for a while
+                    await settle(bench)
+                else:
+                    crash = bench.settler.run
+                with trio.fail_after(10), pytest.raises(Crash):
+                    await crash()
+        await _recover(tmp_path, line, rows)
+
+
+async def _recover(folder: Path, line: Line, rows: list[BranchRow]) -> None:
+    """Start again as a term does; the file ends at the final state."""
+    async with at_bench(folder, line) as bench:
+        assert bench.settler.place != NOWHERE
+        unsettled = unsettled_of(bench.record)
+        assert unsettled in ([], [row.head for row in rows])
+        if unsettled:
+            await settle(bench, finalize(rows))
+        elif bench.settler.place[0] < bench.settler.settled[0]:
+            bench.settler.hold_back()
+            await bench.settler.catch_up()
+        assert await bench.holds()
+        assert bench.settler.place == (rows[-1].head.seq, rows[-1].head.hash)
+        await settle(bench, line.keep(bench.journal, line.commit()))
+        assert await bench.holds()
+        assert bench.settler.settled[0] == Seq(rows[-1].head.seq + 1)
