@@ -9,9 +9,8 @@ log is read::
     nothing behind            the file is at its place
     an injection of ours      the intent names it: the place is its end
     commits                   they wait for a frame, or are a stranger's
-    another file              it was put there while we were away: kept aside, never adopted
-    another log               pages are compared with the state at the place, where that is known;
-                              else the file is at no frame, and is mended
+    another log               pages are compared with the state at the place; what differs is kept
+                              aside, as a whole file, and ours is mended
 """
 
 from collections.abc import Sequence
@@ -50,6 +49,17 @@ class Found:
     items: Sequence[Captured] = field(default_factory=tuple)
 
 
+class _Any:
+    """Whether there was any difference."""
+
+    is_there = False
+
+    def note(self, piece: Captured) -> None:
+        """Note one."""
+        del piece
+        self.is_there = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placing:
     """Finds the place of one shard's file."""
@@ -73,12 +83,9 @@ class Placing:
         if intent is not None and standing.is_applied:
             place = intent.place
         is_at_end = place[0] >= record.tip.seq
-        is_other_file = cursor is not None and cursor.inode != self.file.database.inode
-        if is_other_file and len(record.ballot.config.voters) > 1:
-            return await self._set_aside(record)
         if standing.outcome is Outcome.UNKNOWN:
             log.warning("file_not_at_its_place", shard=self.shard, reason=standing.reason)
-            return await self._compare(record, place) if is_at_end else await self._be_nowhere()
+            return await (self._compare if is_at_end else self._leave)(record, place)
         if not standing.commits:
             return Found(place)
         log.warning(
@@ -110,15 +117,27 @@ class Placing:
         tree = await trio.to_thread.run_sync(
             self.branch.state_at, heads[place[1]], get, limiter=self.node.work_limiter
         )
-        items: list[Captured] = []
         leaves = bytes(tree.leaves) if tree.page_size == self.file.database.page_size else b""
-        cursor = await self.file.compare(leaves, items.append)
+        has_peers = len(record.ballot.config.voters) > 1
+        items: list[Captured] = []
+        # With peers only whether it differs counts: a whole other database may lie there.
+        differences = _Any()
+        cursor = await self.file.compare(leaves, differences.note if has_peers else items.append)
+        if differences.is_there:
+            return await self._set_aside(record)
         return Found(place, cursor, items)
 
-    async def _set_aside(self, record: ReplicaRecord) -> Found:
-        """Keep a copy of a file that was put in the place of ours; it is never adopted (Q11).
+    async def _leave(self, record: ReplicaRecord, place: Place) -> Found:
+        """Return that the file is at no frame: the state at its place is not known any more."""
+        del place
+        return await self._set_aside(record)
 
-        The shard's own history is had from peers. A lone voter has nobody to ask: what such a file
+    async def _set_aside(self, record: ReplicaRecord) -> Found:
+        """Keep a copy of a file that does not go on from ours, and have ours mended (Q11).
+
+        It may be another file, or the application wrote unfenced and the log has begun anew since:
+        nothing tells, and a file system gives the number of a deleted file to the next one. So it
+        is never adopted by a shard with peers. A lone voter has nobody to ask: what such a file
         holds is taken for the application's, as in standalone.
         """
         copy = await self.file.keep_aside(record.lineage)
