@@ -443,7 +443,7 @@ FENCE: Final = _given(
     values.choice(model.Fence),
     "lock",
     "`lock` or `readonly`",
-    "How replicas refuse writes.",
+    "How replicas refuse writes. `serve` takes `lock` only, in this version.",
     cluster=True,
 )
 LEASE_MS: Final = _given(

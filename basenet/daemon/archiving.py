@@ -76,7 +76,7 @@ _BIRTH_S: Final = 10.0
 _DISCARD_EVERY_S: Final = 5.0
 
 
-class _JournalSource:
+class JournalSource:
     """Gives a shard's frames back from the journal."""
 
     def __init__(self, node: Node, shard: ShardId) -> None:
@@ -465,7 +465,7 @@ class Archiver:
             lease=lease,
             tip=tip,
             backlog=backlog,
-            source=_JournalSource(self._node, self._shard.shard),
+            source=JournalSource(self._node, self._shard.shard),
             on_archived=self._on_archived,
             trusted=self._node.trusted,
             settings=UploadSettings(

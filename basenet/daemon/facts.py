@@ -27,7 +27,6 @@ from basenet.errors import NotFoundError, UnavailableError, UsageError
 from basenet.keys.trust import format_public
 from basenet.units import Seq, ShardId
 
-_HEALTH_S: Final = 5.0
 _OK: Final = "ok"
 _NS_PER_MS: Final = 1_000_000
 
@@ -214,12 +213,7 @@ class Facts:
 
     async def check_health(self) -> None:
         """Return when the journal answered; raise `UnavailableError` when it cannot."""
-        with trio.move_on_after(_HEALTH_S):
-            await self._node.journalist.perform(lambda _journal: None)
-            return
-        raise UnavailableError(
-            self._node.journalist.error or f"the journal did not answer within {_HEALTH_S:.0f} s."
-        )
+        await self._node.journalist.check_health()
 
     async def wait(self, shard: str, seq: Seq | None, level: Level, timeout_s: float) -> WaitResult:
         """Return once the shard is archived or final up to ``seq``; see `Surface`."""

@@ -21,6 +21,7 @@ log = structlog.get_logger()
 
 Result = TypeVar("Result")
 _RETRY_S: Final = 1.0
+_HEALTH_S: Final = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +75,15 @@ class Journalist:
             _Request(work=None, act=lambda journal: results.append(act(journal)), sync=sync)
         )
         return results[0]
+
+    async def check_health(self) -> None:
+        """Return when the journal answered; raise `UnavailableError` when it cannot."""
+        with trio.move_on_after(_HEALTH_S):
+            await self.perform(lambda _journal: None)
+            return
+        raise UnavailableError(
+            self.error or f"the journal did not answer within {_HEALTH_S:.0f} s."
+        )
 
     async def read(self, question: Callable[[Journal], Result]) -> Result:
         """Return the answer to ``question``, asked on the reading connection."""

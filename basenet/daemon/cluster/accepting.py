@@ -30,7 +30,7 @@ from basenet.daemon.cluster.branch import Branch
 from basenet.daemon.cluster.file import ReplicaFile, decode_intent
 from basenet.daemon.cluster.forcing import climb
 from basenet.daemon.cluster.frames import Frames
-from basenet.daemon.cluster.orphaning import seal_unproposed
+from basenet.daemon.cluster.orphaning import note_bundle, seal_unproposed
 from basenet.daemon.cluster.orphans import FOLDER, BundleFacts, Reason, write_bundle
 from basenet.daemon.cluster.placing import capture_all
 from basenet.daemon.node import Node
@@ -38,7 +38,7 @@ from basenet.engine.birth_events import KeepOrphans
 from basenet.engine.forced import compute_orphans
 from basenet.errors import ConflictError, UnavailableError
 from basenet.journal.journal import Journal
-from basenet.journal.records import OrphanRow, ReplicaRecord
+from basenet.journal.records import ReplicaRecord
 from basenet.sqlite.captured import Captured, Cursor
 from basenet.units import MIB, LocalNumber, PublicKeyBytes, Seq, ShardId, TimestampNs
 from basenet.wire.frame import Frame, Head, Kind, decode_frame, encode_frame
@@ -203,27 +203,7 @@ class Leaver:
             ),
             limiter=self._node.background_limiter,
         )
-        row = OrphanRow(
-            id=f"{facts.shard}/{facts.name}",
-            shard=facts.shard,
-            lineage=facts.lineage,
-            path=str(path),
-            kept_seq=facts.kept_seq,
-            first_local=facts.first_local,
-            last_local=facts.last_local,
-            commits=commits,
-            created_ns=facts.created_ns,
-            state="kept",
-            reason=facts.reason.words,
-        )
-        await self._node.journalist.perform(lambda journal: journal.add_orphan(row))
-        log.error(
-            "orphaned",
-            shard=self._shard,
-            commits=commits,
-            kept_seq=facts.kept_seq,
-            bundle=str(path),
-        )
+        await note_bundle(self._node, facts, path, commits)
         return Left(commits=commits, kept_seq=kept.seq)
 
 

@@ -45,6 +45,7 @@ from basenet.archive.snapshot import Snapshots
 from basenet.archive.takeover import Own, Reached, find_reached
 from basenet.archive.tip import TipWriter
 from basenet.archive.uploader import WAITING_BYTES_MAX, ArchiveFacts, Uploader, UploadSettings
+from basenet.daemon.archiving import JournalSource
 from basenet.daemon.cluster.ports import Peers
 from basenet.daemon.cluster.proving import KeptConfig, genesis_seq, prove, read_configs
 from basenet.daemon.cluster.settling import SettledFrame
@@ -57,7 +58,7 @@ from basenet.daemon.upkeep import History, Upkeep
 from basenet.engine.ballot import Ballot
 from basenet.errors import BasenetError, UnavailableError
 from basenet.journal.records import ReplicaRecord
-from basenet.units import MIB, FrameHash, PublicKeyBytes, Seq, ShardId, TimestampNs
+from basenet.units import MIB, FrameHash, PublicKeyBytes, Seq, TimestampNs
 from basenet.wire.certificate import Certificate
 from basenet.wire.frame import Head, decode_head_of
 from basenet.wire.hello import Hello
@@ -96,21 +97,6 @@ class Arrivals:
         while self._times[0] < now - _SPREAD_S:
             self._times.popleft()
         return random.uniform(0, _SPREAD_S) if len(self._times) > _MANY_SHARDS else 0.0  # noqa: S311
-
-
-class _JournalSource:
-    """Gives a shard's frames back from the journal."""
-
-    def __init__(self, node: Node, shard: ShardId) -> None:
-        self._node = node
-        self._shard = shard
-
-    async def frames(self, start: Seq, end: Seq, bytes_max: int) -> Sequence[bytes]:
-        """Return the encoded frames ``start`` .. ``end``, at least one, up to ``bytes_max``."""
-        rows = await self._node.journalist.read(
-            lambda journal: journal.frames(self._shard, start, end, bytes_max)
-        )
-        return [record for _, record in rows]
 
 
 class ClusterArchiver:
@@ -412,7 +398,7 @@ class ClusterArchiver:
             lease=lease,
             tip=TipWriter(store=store, seal=seal, lease=lease, trusted=trusted),
             backlog=backlog,
-            source=_JournalSource(self._node, shard),
+            source=JournalSource(self._node, shard),
             on_archived=self._on_archived,
             trusted=trusted,
             settings=UploadSettings(

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from typing import Final
 
 import trio
 
@@ -35,8 +34,6 @@ from basenet.engine.replica import Replica
 from basenet.errors import NotFoundError, UnavailableError, UsageError
 from basenet.keys.trust import format_public
 from basenet.units import Seq, ShardId
-
-_HEALTH_S: Final = 5.0
 
 
 class ClusterFacts:
@@ -263,12 +260,7 @@ class ClusterFacts:
 
     async def check_health(self) -> None:
         """Return when the journal answered; raise `UnavailableError` when it cannot."""
-        with trio.move_on_after(_HEALTH_S):
-            await self._node.journalist.perform(lambda _journal: None)
-            return
-        raise UnavailableError(
-            self._node.journalist.error or f"the journal did not answer within {_HEALTH_S:.0f} s."
-        )
+        await self._node.journalist.check_health()
 
     # Waits and commands.
 

@@ -191,7 +191,7 @@ class Bundler:
         path, facts = await trio.to_thread.run_sync(
             self._write, facts, records, effect.certificate, limiter=self._node.background_limiter
         )
-        await self._index(facts, path, commits)
+        await note_bundle(self._node, facts, path, commits)
         return Kept(path=path, commits=commits, pgnos=pgnos, local_last=facts.last_local)
 
     def _write(
@@ -239,28 +239,30 @@ class Bundler:
             return unproposed, StateTree(0)
         return unproposed, self._branch.state_at(kept, get)
 
-    async def _index(self, facts: BundleFacts, path: Path, commits: int) -> None:
-        row = OrphanRow(
-            id=f"{facts.shard}/{facts.name}",
-            shard=facts.shard,
-            lineage=facts.lineage,
-            path=str(path),
-            kept_seq=facts.kept_seq,
-            first_local=facts.first_local,
-            last_local=facts.last_local,
-            commits=commits,
-            created_ns=facts.created_ns,
-            state="kept",
-            reason=facts.reason.words,
-        )
-        await self._node.journalist.perform(lambda journal: journal.add_orphan(row))
-        log.error(
-            "orphaned",
-            shard=self._shard,
-            commits=commits,
-            kept_seq=facts.kept_seq,
-            bundle=str(path),
-        )
+
+async def note_bundle(node: Node, facts: BundleFacts, path: Path, commits: int) -> None:
+    """Put a bundle that is durable into the journal's index, and tell the operator of it."""
+    row = OrphanRow(
+        id=f"{facts.shard}/{facts.name}",
+        shard=facts.shard,
+        lineage=facts.lineage,
+        path=str(path),
+        kept_seq=facts.kept_seq,
+        first_local=facts.first_local,
+        last_local=facts.last_local,
+        commits=commits,
+        created_ns=facts.created_ns,
+        state="kept",
+        reason=facts.reason.words,
+    )
+    await node.journalist.perform(lambda journal: journal.add_orphan(row))
+    log.error(
+        "orphaned",
+        shard=facts.shard,
+        commits=commits,
+        kept_seq=facts.kept_seq,
+        bundle=str(path),
+    )
 
 
 def hash_of(record: bytes) -> FrameHash:

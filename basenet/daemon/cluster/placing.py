@@ -49,17 +49,6 @@ class Found:
     items: Sequence[Captured] = field(default_factory=tuple)
 
 
-class _Any:
-    """Whether there was any difference."""
-
-    is_there = False
-
-    def note(self, piece: Captured) -> None:
-        """Note one."""
-        del piece
-        self.is_there = True
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placing:
     """Finds the place of one shard's file."""
@@ -85,7 +74,7 @@ class Placing:
         is_at_end = place[0] >= record.tip.seq
         if standing.outcome is Outcome.UNKNOWN:
             log.warning("file_not_at_its_place", shard=self.shard, reason=standing.reason)
-            return await (self._compare if is_at_end else self._leave)(record, place)
+            return await (self._compare(record, place) if is_at_end else self._set_aside(record))
         if not standing.commits:
             return Found(place)
         log.warning(
@@ -120,17 +109,18 @@ class Placing:
         leaves = bytes(tree.leaves) if tree.page_size == self.file.database.page_size else b""
         has_peers = len(record.ballot.config.voters) > 1
         items: list[Captured] = []
-        # With peers only whether it differs counts: a whole other database may lie there.
-        differences = _Any()
-        cursor = await self.file.compare(leaves, differences.note if has_peers else items.append)
-        if differences.is_there:
-            return await self._set_aside(record)
-        return Found(place, cursor, items)
+        is_other = False
 
-    async def _leave(self, record: ReplicaRecord, place: Place) -> Found:
-        """Return that the file is at no frame: the state at its place is not known any more."""
-        del place
-        return await self._set_aside(record)
+        def take(piece: Captured) -> None:
+            nonlocal is_other
+            if has_peers:
+                # A whole other database may lie there: that it differs is enough.
+                is_other = True
+            else:
+                items.append(piece)
+
+        cursor = await self.file.compare(leaves, take)
+        return await self._set_aside(record) if is_other else Found(place, cursor, items)
 
     async def _set_aside(self, record: ReplicaRecord) -> Found:
         """Keep a copy of a file that does not go on from ours, and have ours mended (Q11).

@@ -38,7 +38,6 @@ class Driver:
         self._on_step = on_step
         self._alarm: Instant | None = None
         self._alarm_moved = trio.Event()
-        self.steps = 0
 
     def boot(self) -> None:
         """Go on from what the journal holds; once, before the first event."""
@@ -65,7 +64,6 @@ class Driver:
         return self.replica.can_seal(instant()) and not self.performer.is_undoing
 
     def _look(self) -> None:
-        self.steps += 1
         self._peers.settle()
         wake_at = self.replica.wake_at
         if wake_at is not None and (self._alarm is None or wake_at < self._alarm):

@@ -110,8 +110,8 @@ class ClusterShard:
         self.record: ReplicaRecord | None = None
         self.term: Term | None = None
         self.ended = trio.Event()
-        self.orphaned = self.orphaned_commits = 0
-        self.submitted = self.finalized = self.failures = 0
+        self.orphaned = 0
+        self.finalized = self.failures = self._submitted_before = 0
         self.kept_seq = Seq(0)
         self._has_mended = False
         self._nonce = secrets.token_hex(4)
@@ -379,7 +379,13 @@ class ClusterShard:
             await self._adopt_state(wanted.state)
         finally:
             self._has_mended |= self.term.has_mended
+            self._submitted_before += self.term.sealed_frames
             self.term = None
+
+    @property
+    def submitted(self) -> int:
+        """How many frames this node sealed since the process began."""
+        return self._submitted_before + (self.term.sealed_frames if self.term else 0)
 
     async def _adopt_state(self, state: FetchedState) -> None:
         """Let the journal jump to ``state``; the next term mends the file."""
@@ -498,9 +504,8 @@ class ClusterShard:
         self.applied_seq = seq
         self.progress.wake()
 
-    def _on_orphaned(self, kept_seq: Seq, commits: int) -> None:
+    def _on_orphaned(self, kept_seq: Seq) -> None:
         self.orphaned += 1
-        self.orphaned_commits += commits
         self.kept_seq = kept_seq
         self.progress.wake()
 
@@ -634,7 +639,7 @@ class ClusterShard:
         )
         left = await leaver.leave(orphans)
         if left is not None:
-            self._on_orphaned(left.kept_seq, left.commits)
+            self._on_orphaned(left.kept_seq)
 
     def born(self, born: Born) -> None:
         """Begin the lineage that is known; a term of another one ends."""

@@ -102,7 +102,7 @@ class Told:
     final: Callable[[Sequence[Head]], None]
     settled: Callable[[Sequence[SettledFrame], Certificate | None], None]
     applied: Callable[[Seq], None]
-    orphaned: Callable[[Seq, int], None]
+    orphaned: Callable[[Seq], None]
     epoch: Callable[[EpochBegan], None]
     read: Callable[[ReadReady], None]
     reported: Callable[[Report], None]
@@ -142,6 +142,7 @@ class Term:
         """Whether there is a replica to give events to."""
         self._guard = guard
         self.writer: Writer | None = None
+        self._sealed_before = 0
         self.local_last = record.local_last
         self._stepped = trio.Event()
         self._stop = trio.Event()
@@ -330,11 +331,17 @@ class Term:
             )
         await self._placing.note_nowhere()
 
+    @property
+    def sealed_frames(self) -> int:
+        """How many frames were sealed here in this term."""
+        return self._sealed_before + (self.writer.sealed_frames if self.writer else 0)
+
     async def _end_writing(self) -> list[Captured]:
         """End the term of writing, if there is one; return what is in no frame."""
         if self.writer is None:
             return []
         items = await self.writer.finish()
+        self._sealed_before += self.writer.sealed_frames
         self.local_last = max(self.local_last, self.writer.local_last)
         self.writer = None
         return items
@@ -586,7 +593,7 @@ class Term:
             reason=reason,
         )
         self.local_last = LocalNumber(max(self.local_last, bundle.local_last))
-        self._told.orphaned(effect.kept_height, bundle.commits)
+        self._told.orphaned(effect.kept_height)
         await self._placing.note_nowhere()
         async with self.branch.lock:
             self.branch.reset()
