@@ -47,11 +47,15 @@ async def test_an_orphan_is_kept_and_the_file_goes_back(tmp_path: Path, socket: 
             seq = await here.captured()
             writer = here.term.writer
             assert writer is not None
+            sealed = here.term.sealed_frames
+            assert sealed > 0
             writer._is_finishing = True  # nothing is sealed any more
             await in_thread(app, "INSERT INTO t VALUES (2)", "INSERT INTO t VALUES (3)")
             assert await writer.follower.look()
             await here.term.orphan(Orphan(heads=(), kept_height=Seq(seq), certificate=None))
             await here.writable()
+            assert here.term.writer is not writer
+            assert here.term.sealed_frames == sealed
             assert await trio.to_thread.run_sync(app.sql, "SELECT x FROM t") == [[1]]
             (row,) = here.node.journalist.journal.orphans(SHARD)
             assert (row.first_local, row.last_local, row.commits) == (3, 4, 2)
