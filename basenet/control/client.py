@@ -156,7 +156,7 @@ class DaemonClient:
             raise self._rebuild_error(response.status, body)
         try:
             return msgspec.json.decode(body, type=kind)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UnavailableError(
                 f"what answers at {self._target} is not a basenet daemon of this version: "
                 "look at BASE_LISTEN_HTTP or --data-dir"
@@ -181,7 +181,7 @@ class DaemonClient:
         """Return the exception that stands behind an error body."""
         try:
             answer = msgspec.json.decode(body, type=_ErrorBody)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return UnavailableError(
                 f"what answers at {self._target} says {status} and is not a basenet daemon: "
                 "look at --url"

@@ -69,7 +69,7 @@ def decode_ballot(data: bytes) -> Ballot:
         raise CorruptionError("a ballot is of an unknown form")
     try:
         stored = _decoder.decode(data[1:])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptionError(f"a ballot does not decode: {error}") from error
     ballot = Ballot(
         config=decode_config(stored.config),

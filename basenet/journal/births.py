@@ -84,7 +84,7 @@ def decode_birth(data: bytes) -> BirthRecord:
         raise CorruptionError("a birth is of an unknown form")
     try:
         stored = _decoder.decode(data[1:])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptionError(f"a birth does not decode: {error}") from error
     birth = BirthRecord(
         is_decided=stored.is_decided,

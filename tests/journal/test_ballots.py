@@ -1,6 +1,7 @@
 """Ballots and births as bytes: what comes back is what was kept, or nothing does."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -8,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from basenet.engine.ballot import Ballot
+from basenet.engine.ballot import Ballot, begin_epoch
 from basenet.engine.birth_record import BirthRecord, FileFate, KnownLineage, Promise
 from basenet.errors import CorruptionError
 from basenet.journal.ballots import decode_ballot, encode_ballot
 from basenet.journal.births import decode_birth, encode_birth
+from basenet.units import Epoch, FrameHash, Seq
 from basenet.wire.birth import Withdraw
 from basenet.wire.certificate import Certificate
 from basenet.wire.message import Justification, Mark, NewView, Refuse
@@ -134,6 +136,23 @@ def test_a_birth_comes_back(birth: BirthRecord) -> None:
     found = decode_birth(encode_birth(birth))
     assert found == birth
     assert found.known is None or isinstance(found.known.file, FileFate)
+
+
+def test_a_name_that_is_no_text_is_damage() -> None:
+    """A message's tag is text; msgspec tells of one that is not by an error of its own."""
+    config = ConfigPayload(
+        lineage=bytes([2]) * 16,  # type: ignore[arg-type]
+        parent=None,
+        voters=(Voter(node_id="a", key=bytes([1]) * 32, journal_id=bytes([1]) * 16),),  # type: ignore[arg-type]
+        page_size=4096,
+        members_hash=bytes(32),
+    )
+    refuse = Refuse(epoch=1, sender=bytes(32), height=1, hash=bytes(32), signature=bytes(64))  # type: ignore[arg-type]
+    genesis = Mark(-1, Seq(1), FrameHash(bytes(32)))
+    encoded = encode_ballot(replace(begin_epoch(config, Epoch(1), genesis), refused=(refuse,)))
+    assert b"Refuse" in encoded
+    with pytest.raises(CorruptionError):
+        decode_ballot(encoded.replace(b"Refuse", b"Refus\xc4"))
 
 
 @given(BALLOTS, st.data())
