@@ -183,20 +183,23 @@ def test_an_idle_rollback_database_is_converted(yard: Yard) -> None:
         yard.check("converted")
 
 
-def test_a_rollback_database_in_use_is_one_sentence(yard: Yard) -> None:
+def test_a_rollback_database_in_use_is_one_sentence(scene: Scene) -> None:
     """It is left alone, the status says what to do, and doing it is enough."""
-    application = yard.scene.start_application(yard.path("rollback"))
+    application = scene.start_application(scene.database)
     application.sql(
         "CREATE TABLE t(x, y)", "BEGIN", "INSERT INTO t VALUES (1, 1)", "SELECT * FROM t"
     )
-    status = yard.daemon.wait_status(lambda status: status.error, "a sentence", "rollback")
+    # Only now: a daemon that is already there would convert the file in front of the BEGIN.
+    daemon = scene.serve()
+    status = daemon.wait_status(lambda status: status.error, "a sentence")
     assert status.error is not None
     assert "rollback" in status.error
     assert status.error.endswith(".")
     application.sql("COMMIT", "PRAGMA journal_mode=WAL", fill(3, 3))
-    yard.daemon.wait_capturing("rollback")
-    assert yard.daemon.status("rollback").error is None
-    yard.check("rollback")
+    daemon.wait_capturing()
+    assert daemon.status().error is None
+    daemon.wait_archived()
+    scene.check_restore()
 
 
 def test_an_exclusive_lock_is_one_sentence(yard: Yard) -> None:
