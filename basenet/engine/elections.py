@@ -27,6 +27,7 @@ from basenet.engine.lease import FOREVER
 from basenet.engine.limits import BACK_OFF_MAX, REFUSALS_MAX
 from basenet.engine.state import LONG_AGO, State
 from basenet.units import PublicKeyBytes, View
+from basenet.wire.certificate import COMMIT
 from basenet.wire.message import Mark, NewView, Refuse, Wish
 
 # The clocks.
@@ -240,7 +241,8 @@ def on_new_view(state: State, sender: PublicKeyBytes, message: NewView, now: Ins
 def remind(state: State, message: NewView) -> None:
     """Report a voter that forgot what it voted for: a restored or cloned disk."""
     certificate = state.certificate
-    if certificate is None or certificate.epoch != state.epoch:
+    # The consent to a genesis is no vote: the ballot of a first epoch begins with it (Q2).
+    if certificate is None or (certificate.epoch, certificate.phase) != (state.epoch, COMMIT):
         return
     known = Mark(certificate.view, certificate.height, certificate.hash)
     voted = {key for key, _ in certificate.votes}

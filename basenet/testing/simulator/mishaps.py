@@ -156,6 +156,7 @@ class Mishaps:
         world = self._world
         node.die(down, is_machine=True)
         node.disk = disk
+        world.forgetful.add(node.key)
         node.record = NodeRecord(node.name, world.truth, disk.ballot.final.height)
         world.note(node, "has another disk", disk.journal_id)
 

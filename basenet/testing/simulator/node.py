@@ -46,6 +46,7 @@ from basenet.engine.events import (
 )
 from basenet.engine.pulse import PulseEffect, Rouse, SendPulse
 from basenet.engine.replica import Replica
+from basenet.engine.voting import REFUSED
 from basenet.testing.simulator.adopting import Adopting, StateOffered
 from basenet.testing.simulator.application import Application
 from basenet.testing.simulator.chance import stream
@@ -671,6 +672,18 @@ class Node:
         self.world.reports[effect.what] += 1
         if self.world.transcript is not None:
             self.world.note(self, "reports", effect.what)
+        if self._is_slander(effect):
+            raise self.fail(f"honesty: accuses an honest voter of {effect.what}")
+
+    def _is_slander(self, effect: Report) -> bool:
+        """Return whether an honest node accuses one that did nothing wrong.
+
+        Who lost its disk has forgotten what it voted for, and whoever leads may go on proposing
+        above a frame that a voter refuses.
+        """
+        excused = self.world.liars | self.world.forgetful
+        is_accusation = bool(effect.proof) and effect.what != REFUSED
+        return is_accusation and self.is_honest and effect.peer not in excused
 
     def fail(self, why: str) -> Violation:
         """Return a violation that names this node."""

@@ -18,6 +18,7 @@ from time import process_time
 from typing import Final
 
 from basenet.engine.ballot import FIRST_EPOCH, FIRST_VIEW, GENESIS_VIEW, begin_epoch
+from basenet.engine.genesis import certify, read_genesis
 from basenet.engine.limits import Timing
 from basenet.testing.simulator.byzantine import Liar
 from basenet.testing.simulator.chance import stream
@@ -40,7 +41,8 @@ from basenet.units import (
     ShardId,
     TimestampNs,
 )
-from basenet.wire.frame import Flag, Frame, Kind, genesis_prev_hash, seal
+from basenet.wire.certificate import Certificate
+from basenet.wire.frame import Flag, Frame, Kind, encode_frame, genesis_prev_hash, seal
 from basenet.wire.message import Mark
 from basenet.wire.payload import ConfigPayload, Voter, encode_config
 from basenet.wire.tuples import Scope
@@ -99,6 +101,7 @@ class World:
         self.scope = Scope(LINEAGE, SHARD)
         self._chance = stream(seed, "world")
         self.genesis, self.config = self._make_genesis()
+        self.consent = self._consent()
         self.truth = Truth(self.genesis, self.scope, self.notary)
         self.finals = self.truth.top
         self.orphans: set[int] = set()
@@ -108,6 +111,7 @@ class World:
         self.epoch = FIRST_EPOCH
         self.commits = 0
         self.lost: set[int] = set()
+        self.forgetful: set[PublicKeyBytes] = set()
         self.nodes: list[Node] = []
         self.by_key: dict[PublicKeyBytes, list[Node]] = {}
         self.liars: set[PublicKeyBytes] = set()
@@ -156,6 +160,14 @@ class World:
         )
         return genesis, config
 
+    def _consent(self) -> Certificate:
+        """Return what a birth leaves: the genesis, signed by each of its voters."""
+        record = encode_frame(self.genesis)
+        genesis = read_genesis(record, shard=SHARD, verify=self.notary.verify)
+        message = self.scope.genesis(genesis.hash)
+        signers = [self.notary.signer(number) for number in range(self.scenario.nodes)]
+        return certify(genesis, {signer.public: signer.sign(message) for signer in signers})
+
     def _make_nodes(self) -> None:
         scenario = self.scenario
         liars = self._chance.sample(range(scenario.nodes), scenario.byzantine)
@@ -179,7 +191,7 @@ class World:
         mark = Mark(GENESIS_VIEW, head.seq, head.hash)
         return Disk(
             journal_id=journal_id,
-            ballot=begin_epoch(self.config, FIRST_EPOCH, mark),
+            ballot=begin_epoch(self.config, FIRST_EPOCH, mark, self.consent),
             place=(head.seq, head.hash),
             frames={head.hash: self.genesis},
             history={head.seq: head.hash},
