@@ -97,7 +97,8 @@ class Promises:
         self._booted_until = timing.promise_from(now)
         self._follows: dict[Lineage, _Follow] = {}
         self._leaders: dict[PublicKeyBytes, _Leader] = {}
-        # Shards whose leader has not named them yet, and when that is too late; times ascend.
+        # Shards whose leader does not name them, yet or any more, and when that is too late; times
+        # ascend.
         self._unheard: dict[Lineage, Instant] = {}
 
     # What the replicas say and ask.
@@ -114,7 +115,7 @@ class Promises:
         self._except_anew(lineage)
         self._unheard.pop(lineage, None)
         if not self._is_named(lineage, self._follows[lineage]):
-            self._unheard[lineage] = Instant(now + self._timing.election_min)
+            self._expect(lineage, now)
 
     def refuse(self, lineage: Lineage) -> None:
         """Grant ``lineage`` to nobody; what was promised stands."""
@@ -197,6 +198,15 @@ class Promises:
             else:
                 leader.exceptions.add(lineage)
 
+    def _expect(self, lineage: Lineage, now: Instant) -> None:
+        """Have the shard looked at unless its leader names it within the lower bound of ELECTION.
+
+        A replica that heard of its leader a moment ago does nothing when it learns that it is not
+        named any more, and an idle one has no timer: without this it would wait for ever.
+        """
+        self._unheard.pop(lineage, None)
+        self._unheard[lineage] = Instant(now + self._timing.election_min)
+
     # What time does.
 
     @property
@@ -234,7 +244,7 @@ class Promises:
 
         None for one that is older than what was heard: it is not answered.
         """
-        leader = self._enter_run(sender, heartbeat.boot_nonce)
+        leader = self._enter_run(sender, heartbeat.boot_nonce, now)
         if heartbeat.number <= leader.number:
             return None
         leader.number = heartbeat.number
@@ -244,7 +254,7 @@ class Promises:
         changed = _list_changes(leader.leads, leads, heartbeat)
         self._remember(leader, changed)
         leader.leads = leads
-        moved = self._settle(leader, changed)
+        moved = self._settle(leader, changed, now)
         leader.heard_at, leader.is_silent = now, not leads
         if len(leader.exceptions) <= EXCEPTIONS_MAX:
             leader.granted_at = now
@@ -263,7 +273,7 @@ class Promises:
         is_granting = is_held and len(leader.exceptions) <= EXCEPTIONS_MAX
         return *held, is_granting, tuple(sorted(leader.exceptions)) if is_granting else ()
 
-    def _enter_run(self, sender: Member, boot_nonce: bytes) -> _Leader:
+    def _enter_run(self, sender: Member, boot_nonce: bytes, now: Instant) -> _Leader:
         """Return the sender's run; what was promised to another run of it stays owed."""
         leader = self._leaders.get(sender[0])
         if leader is not None and (leader.member, leader.boot_nonce) == (sender, boot_nonce):
@@ -273,6 +283,7 @@ class Promises:
                 if follow.leader[0] == sender[0]:
                     if self._is_named(lineage, follow):
                         follow.heard_at = leader.heard_at
+                        self._expect(lineage, now)
                     follow.owed, follow.given = self._owed(lineage, follow), NEVER
         leader = self._leaders[sender[0]] = _Leader(sender, boot_nonce)
         return leader
@@ -300,7 +311,7 @@ class Promises:
                 if self._is_named(lineage, follow):
                     follow.heard_at = leader.heard_at
 
-    def _settle(self, leader: _Leader, changed: Iterable[Lineage]) -> list[Lineage]:
+    def _settle(self, leader: _Leader, changed: Iterable[Lineage], now: Instant) -> list[Lineage]:
         """Judge the shards that the new list says something else of; return those that matter."""
         moved = []
         for lineage in changed:
@@ -314,6 +325,7 @@ class Promises:
                     continue
                 # The leader gave its lease back, and says so itself in the same run.
                 follow.given = NEVER
+                self._expect(lineage, now)
             if lineage in leader.leads:
                 leader.exceptions.add(lineage)
             moved.append(lineage)

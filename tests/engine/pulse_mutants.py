@@ -17,9 +17,9 @@ from tests.engine.pulse_world import IdealSigner, is_signed_ideally
 class NegativeList(Promises):
     """Who never heard of a shard does not except it."""
 
-    def _settle(self, leader: _Leader, changed: Iterable[Lineage]) -> list[Lineage]:
+    def _settle(self, leader: _Leader, changed: Iterable[Lineage], now: Instant) -> list[Lineage]:
         changed = list(changed)
-        moved = super()._settle(leader, changed)
+        moved = super()._settle(leader, changed, now)
         leader.exceptions -= set(changed) - self._follows.keys()
         return moved
 
@@ -86,10 +86,10 @@ class StillGranting(Promises):
 class OtherRunReleases(Promises):
     """A list of another run of the leader ends what was promised."""
 
-    def _enter_run(self, sender: Member, boot_nonce: bytes) -> _Leader:
+    def _enter_run(self, sender: Member, boot_nonce: bytes, now: Instant) -> _Leader:
         owed = {lineage: follow.owed for lineage, follow in self._follows.items()}
         before = self._leaders.get(sender[0])
-        leader = super()._enter_run(sender, boot_nonce)
+        leader = super()._enter_run(sender, boot_nonce, now)
         if leader is not before:
             for lineage, until in owed.items():
                 self._follows[lineage].owed = until

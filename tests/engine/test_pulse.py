@@ -658,6 +658,32 @@ def test_a_claim_of_another_leader_rouses_who_does_not_follow_it() -> None:
     assert follower.claimed(TWO) is None
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_who_is_not_named_any_more_is_roused_once_more(*, is_restarted: bool) -> None:
+    """Sentence H27 of docs/protocol/heartbeats.md.
+
+    H27. A follower whose shard is not named again within the lower bound of ELECTION is roused once
+    more, also by another run of its leader.
+
+    What it heard a moment ago lets it wait, and an idle replica has no timer: a voter that was put
+    out of the CONFIG while it slept waited for ever (seed 485 of crash-3-config).
+    """
+    leader, follower = make_pair(ONE, TWO)
+    exchange(leader, follower, START)
+    if is_restarted:
+        leader = pulse_of(0, run=2)
+        lead(leader, TWO, later(50))
+    else:
+        leader.unlead(ONE, later(50))
+    exchange(leader, follower, later(100))
+    gone_at = later(100)
+    exchange(leader, follower, later(1_000))
+    assert follower.tick(Instant(gone_at + SILENT - 1)) == []
+    assert roused(follower.tick(Instant(gone_at + SILENT))) == {ONE}
+    exchange(leader, follower, later(2_000))
+    assert follower.wake_at == later(2_000) + SILENT
+
+
 def test_a_lost_quorum_rouses_the_leader_once() -> None:
     """Sentence H25 of docs/protocol/heartbeats.md.
 
@@ -734,7 +760,8 @@ def test_heartbeats_flow_only_between_nodes_that_share_a_led_shard() -> None:
     assert heartbeats(leader.tick(later(160))).keys() == {C[0]}
     assert heartbeats(leader.tick(later(2_000))) == {}
     assert leader.wake_at is None
-    assert follower.tick(later(9_000)) == []
+    assert roused(follower.tick(later(9_000))) == {ONE}
+    assert follower.wake_at is None
 
 
 def test_news_of_many_shards_goes_in_one_heartbeat() -> None:
