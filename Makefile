@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-system check tla-check tla-trace java dnsmasq simulate mutants demo demo-cluster soak bench clean
+.PHONY: help venv test test-system check tla-check tla-trace java dnsmasq faketime radosgw simulate mutants demo demo-cluster soak bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml
 test: $(STAMP)  ## the gate: format, lint, types, contracts and the default tests
 	$(RUN) cmd/check
 
-test-system: $(STAMP) java dnsmasq  ## the slower tests with real processes and servers
+test-system: $(STAMP) java dnsmasq radosgw  ## the slower tests with real processes and servers
 	$(RUN) cmd/check system
 
 check: $(STAMP)  ## the gate without its tests: seconds
@@ -56,6 +56,24 @@ dnsmasq:  ## install dnsmasq where there is none (Debian, Ubuntu; as root or by 
 		&& $$as_root apt-get install -qq --yes --no-install-recommends dnsmasq-base; \
 	} || { echo "make: dnsmasq is missing and apt-get could not install it; install dnsmasq-base" >&2; exit 1; }
 
+# Steps the wall clock of one node of a soak; every other clock is left alone.
+faketime:  ## install libfaketime where there is none (Debian, Ubuntu; as root or by sudo)
+	@command -v faketime >/dev/null 2>&1 || { \
+		as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		$$as_root apt-get update -qq \
+		&& $$as_root apt-get install -qq --yes --no-install-recommends faketime; \
+	} || { echo "make: faketime is missing and apt-get could not install it; install faketime" >&2; exit 1; }
+
+# A real S3 server, 250 MB of packages; `basenet.testing.radosgw` starts it without root.
+radosgw:  ## install Ceph's S3 server where there is none (Debian, Ubuntu; as root or by sudo)
+	@command -v radosgw >/dev/null 2>&1 && command -v ceph-osd >/dev/null 2>&1 \
+	&& command -v ceph-mon >/dev/null 2>&1 || { \
+		as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		$$as_root apt-get update -qq \
+		&& $$as_root apt-get install -qq --yes --no-install-recommends \
+			ceph-mon ceph-osd ceph-common radosgw; \
+	} || { echo "make: radosgw is missing and apt-get could not install it; install ceph-mon, ceph-osd, ceph-common and radosgw" >&2; exit 1; }
+
 simulate: $(STAMP)  ## 2,000 seeds of every configuration of the consensus engine: more than an hour
 	$(RUN) cmd/basenet-sim --suite --seeds 2000 --jobs 2
 
@@ -68,10 +86,11 @@ demo: $(STAMP)  ## kill writer and daemon in mid-write, restore, compare: under 
 demo-cluster: $(STAMP)  ## three nodes, the death of the writer's, failover, return: under two minutes
 	$(RUN) cmd/basenet-cluster-demo
 
-# make soak MINUTES=5 SEED=1
+# make soak MINUTES=5 SEED=1 BYZANTINE=1
+# Disks that fill up need root, to mount a tmpfs for each node; without it that fault is left out.
 MINUTES := 30
-soak: $(STAMP)  ## clusters under load and random faults, judged from outside: half an hour
-	$(RUN) cmd/basenet-soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+soak: $(STAMP) faketime  ## clusters under load and random faults, judged from outside: half an hour
+	$(RUN) cmd/basenet-soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(BYZANTINE),--byzantine)
 
 bench: $(STAMP)  ## basenet and litestream beside the same writer, as a table of ratios
 	$(RUN) cmd/basenet-bench

@@ -4,12 +4,16 @@
 
     writing    backlog -> seal -> uploader -> store        lease: who may; tip: how far
                takeover: where the next writer goes on     (several nodes)
-               pageset -> snapshot -> publish              page sets;   schedule: when
+               pageset -> layout -> snapshot -> publish    page sets;   schedule: when
+               compaction -> compact                       small log objects become larger ones
                retention -> prune                          what no kept moment needs
     reading    catalog -> lineage, stretch -> plan -> survey
-               fetch -> setreader, replay -> place         restore
+               fetch -> setreader, replay -> place         restore;   partial: broken off
                overlay -> past; ranges                     query; which moments there are
+               pursuit                                     what came after a frame that is held
+               proof -> scratch                            a random moment, restored to nowhere
                inspector, walk -> findings                 verify
+               stats                                       what there is, counted
                finality: which frames certificates prove   (several voters)
     deciding   continuation, parentstate                   how a journal continues an archive
     stores     port: directory, s3, gcs, unconditional     store: by URL;   probe: does it hold?

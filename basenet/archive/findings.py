@@ -58,7 +58,8 @@ class Inspection:
         self.horizon_ns = horizon_ns
         self.meter = meter
         self.notes: list[str] = []
-        self.verified_parts: set[tuple[str, bytes]] = set()
+        # By part; what several page sets share is verified once.
+        self.verified_blocks: dict[str, frozenset[bytes]] = {}
         self.has_lost_objects = False
         self._problems: dict[Problem, None] = {}  # in order, each once
 

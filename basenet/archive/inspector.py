@@ -111,7 +111,7 @@ class LineageInspector:
         """Return who speaks for which frames; only when objects overlap they are read for it."""
         items = list(self._items.logs)
         facts: dict[str, LogFacts] = {}
-        while doubtful := find_doubtful(items, facts):
+        while doubtful := find_doubtful(items, facts, is_thorough=True):
             for item in doubtful:
                 found = await self._read_facts(item)
                 if found is None:
@@ -119,7 +119,7 @@ class LineageInspector:
                 else:
                     facts[item.name] = found
         try:
-            return resolve(items, facts)
+            return resolve(items, facts, is_thorough=True)
         except ConflictError as error:
             self._inspection.report(self._names.lineage(self._items.lineage), str(error))
             return Stretch(spans=())
@@ -322,10 +322,9 @@ class LineageInspector:
             if entry is None:
                 self._inspection.report(name, "it is missing, and a page set needs it")
                 is_whole = False
-            elif (
-                not self._walk.knows_state
-                or (name, reader.get_layout(number)) not in self._inspection.verified_parts
-            ):
+            elif not self._walk.knows_state or not reader.list_blocks(
+                number
+            ) <= self._inspection.verified_blocks.get(name, frozenset()):
                 numbers.append(number)
                 requests.append(Request(name=name, size=entry.size))
 
@@ -337,8 +336,9 @@ class LineageInspector:
         async with self._inspection.fetcher.stream(requests, decode) as stream:
             for place, request in enumerate(requests):
                 if await self._verify_part(stream, request):
-                    layout = reader.get_layout(numbers[place])
-                    self._inspection.verified_parts.add((request.name, layout))
+                    known = self._inspection.verified_blocks
+                    blocks = reader.list_blocks(numbers[place])
+                    known[request.name] = known.get(request.name, frozenset()) | blocks
                 else:
                     is_whole = False
                 await stream.done(place)

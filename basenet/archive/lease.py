@@ -347,7 +347,7 @@ class Lease:
         if found.token != held.token:
             body = decode_lease(found.data, self._names.lease)
             if not self._is_ours(body):
-                raise self._lose(body)
+                raise self._lose(held, body)
         self._held = replace(held, token=found.token, proven_ns=asked_ns)
 
     async def _recreate_or_lose(self, held: _Held) -> None:
@@ -360,9 +360,23 @@ class Lease:
                 seen = await read_lease(self._store, self._names)
             else:
                 return
-        raise self._lose(seen.body if seen else None)
+        if seen is not None and self._is_ours(seen.body):
+            raise self._outdated()
+        raise self._lose(held, seen.body if seen else None)
 
-    def _lose(self, body: LeaseBody | None) -> LeaseLost:
+    def _outdated(self) -> UnavailableError:
+        return UnavailableError(
+            f"{self._store.url} shows an older version of our lease object {self._names.lease}: "
+            "make sure that no cache stands between us and the store"
+        )
+
+    def _lose(self, held: _Held, body: LeaseBody | None) -> ConflictError | UnavailableError:
+        """Return what it means that ``body`` stands where our lease should.
+
+        Whoever takes a lease raises its epoch, so one of an epoch before ours is an old answer.
+        """
+        if body is not None and body.archive_epoch < held.body.archive_epoch:
+            return self._outdated()
         who = f"node {body.node} (archive epoch {body.archive_epoch})" if body else "another node"
         self._lost = LeaseLost(
             f"the archive of shard {self._names.shard} in {self._store.url} was taken over by "

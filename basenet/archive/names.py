@@ -5,7 +5,7 @@
     <svc>/<shard>/LEASE
     <svc>/<shard>/TIP
     <svc>/<shard>/<lineage hex>/log/<start/1_000_000 %016d>/
-        <start %020d>-<end %020d>-<nanos %020d>.lbn
+        <start %020d>-<end %020d>-<nanos %020d>.lbn     -L<level>.lbn where objects were merged
     <svc>/<shard>/<lineage hex>/set/L<level>/<from %020d>-<to %020d>.lbn     and .idx beside it
     <svc>/<shard>/<lineage hex>/part/<SHA-256 of its bytes, hex>.pg
 
@@ -21,8 +21,11 @@ from typing import Final
 
 from basenet.units import Lineage, Seq, ShardId, TimestampNs
 
+LEVEL_MAX: Final = 9
 LOG_FOLDER_SEQS: Final = 1_000_000
-_LOG = re.compile(r"([0-9a-f]{32})/log/([0-9]{16})/([0-9]{20})-([0-9]{20})-([0-9]{20})\.lbn\Z")
+_LOG = re.compile(
+    r"([0-9a-f]{32})/log/([0-9]{16})/([0-9]{20})-([0-9]{20})-([0-9]{20})(?:-L([1-9]))?\.lbn\Z"
+)
 _SET = re.compile(r"([0-9a-f]{32})/set/L([0-9])/([0-9]{20})-([0-9]{20})\.(lbn|idx)\Z")
 _PART = re.compile(r"([0-9a-f]{32})/part/([0-9a-f]{32}|[0-9a-f]{64})\.pg\Z")
 _OLD_LOG = re.compile(r"([0-9]{16})/([0-9]{20})-([0-9]{20})\.lbn\Z")
@@ -30,12 +33,16 @@ _OLD_LOG = re.compile(r"([0-9]{16})/([0-9]{20})-([0-9]{20})\.lbn\Z")
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class LogName:
-    """A log object: frames ``start`` .. ``end`` of a lineage."""
+    """A log object: frames ``start`` .. ``end`` of a lineage.
+
+    ``level`` 0: as they were shipped; above it the object was merged from objects of lower levels.
+    """
 
     start: Seq
     end: Seq
     nanos: TimestampNs
     lineage: Lineage
+    level: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -94,9 +101,10 @@ class ShardNames:
     def log(self, name: LogName) -> str:
         """Return the object name of a log object."""
         folder = f"{name.start // LOG_FOLDER_SEQS:016d}"
+        level = f"-L{name.level}" if name.level else ""
         return (
             f"{self.lineage(name.lineage)}log/{folder}/"
-            f"{name.start:020d}-{name.end:020d}-{name.nanos:020d}.lbn"
+            f"{name.start:020d}-{name.end:020d}-{name.nanos:020d}{level}.lbn"
         )
 
     def page_set(self, name: SetName) -> str:
@@ -144,6 +152,7 @@ def _log(match: re.Match[str]) -> LogName:
         start=Seq(int(match[3])),
         end=Seq(int(match[4])),
         nanos=TimestampNs(int(match[5])),
+        level=int(match[6] or 0),
     )
 
 

@@ -66,6 +66,10 @@ class Overlay:
                 ) from error
             self._held.add(pgnos[index])
 
+    def pgnos(self) -> list[int]:
+        """Return the pages that `get` gives, ascending."""
+        return sorted(self._held)
+
     def holds(self, pgno: int) -> bool:
         """Return whether `get` gives ``pgno``."""
         return pgno in self._held

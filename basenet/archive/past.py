@@ -36,12 +36,12 @@ from typing import Final
 
 import trio
 
-from basenet.archive.facts import open_log
-from basenet.archive.fetch import Fetcher, Request
+from basenet.archive.fetch import Fetcher
 from basenet.archive.names import ShardNames
 from basenet.archive.overlay import Overlay
 from basenet.archive.plan import Plan, Target, Wish
 from basenet.archive.port import Store, StoreNotFound
+from basenet.archive.pursuit import follow_spans
 from basenet.archive.replay import Follower
 from basenet.archive.setreader import SetReader
 from basenet.archive.survey import Survey, survey_shard
@@ -60,7 +60,6 @@ from basenet.wire.merkle import (
     normalised_first_page,
     root_of_groups,
 )
-from basenet.wire.segment import Segment
 
 CACHE_BYTES_MAX: Final = 64 * MIB
 AHEAD_GROUPS_MAX: Final = 64
@@ -318,7 +317,7 @@ async def open_past(
         attempt += 1
         survey = await survey_shard(store, fetcher, names, wish)
         try:
-            past = await _build(fetcher, survey, names, wish, trusted, folder, cache_bytes_max)
+            past = await _build(fetcher, survey, wish, trusted, folder, cache_bytes_max)
             break
         except StoreNotFound as error:
             if attempt == ATTEMPTS:
@@ -335,7 +334,6 @@ async def open_past(
 async def _build(  # noqa: PLR0917  (all of `open_past`'s)
     fetcher: Fetcher,
     survey: Survey,
-    names: ShardNames,
     wish: Wish,
     trusted: frozenset[PublicKeyBytes],
     folder: Path,
@@ -353,7 +351,7 @@ async def _build(  # noqa: PLR0917  (all of `open_past`'s)
         follower = Follower(plan, overlay)
         if plan.base is not None:
             follower.begin_at(plan.base, overlay)
-        await _follow(fetcher, survey, names, plan, follower)
+        await follow_spans(fetcher, survey, plan, follower)
         follower.check_end()
         past = Past(plan, reader, overlay, cache_bytes_max=cache_bytes_max)
         await _settle(fetcher, past, plan)
@@ -362,30 +360,6 @@ async def _build(  # noqa: PLR0917  (all of `open_past`'s)
         overlay.close()
         raise
     return past
-
-
-async def _follow(
-    fetcher: Fetcher, survey: Survey, names: ShardNames, plan: Plan, follower: Follower
-) -> None:
-    """Read the log objects of ``plan``, in order, and prove their frames."""
-    kept = {span: survey.take(span.item) for span in plan.spans}
-    missing = [span for span in plan.spans if kept[span] is None]
-
-    def opened(number: int, data: bytes) -> Segment:
-        item = missing[number].item
-        return open_log(data, item.name, item.log, names)
-
-    requests = [Request(name=span.item.name, size=span.item.size) for span in missing]
-    async with fetcher.stream(requests, opened) as stream:
-        for span in plan.spans:
-            segment = kept.pop(span)
-            if segment is not None:
-                await trio.to_thread.run_sync(follower.apply, span, segment)
-                continue
-            number, fetched = await anext(stream)
-            await trio.to_thread.run_sync(follower.apply, span, fetched)
-            del fetched
-            await stream.done(number)
 
 
 async def _settle(fetcher: Fetcher, past: Past, plan: Plan) -> None:

@@ -42,6 +42,7 @@ from basenet.archive.trust import (
     read_genesis,
 )
 from basenet.errors import (
+    ConflictError,
     CorruptionError,
     NotFoundError,
     PageSetCorrupt,
@@ -58,16 +59,34 @@ _SEQ_BEYOND_ALL = Seq(2**64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """The frame that a reader has come to: what it needs begins behind it, without a page set.
+
+    ``standing``: who counts there; None: to be found in the archive.
+    """
+
+    lineage: Lineage
+    head: Head
+    standing: Standing | None = None
+
+
+class StartLeft(ConflictError):  # noqa: N818  (states a fact; the kind is in the base)
+    """The history that is followed does not go through the frame that a reader has come to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """What the operator wants: the newest state, or that of a seq, or that of a moment.
 
-    ``lineage`` chooses a history; ``expect_seq`` is a seq that must not be missed.
+    ``lineage`` chooses a history; ``expect_seq`` is a seq that must not be missed; ``start``: where
+    a reader stands who goes on.
     """
 
     to_seq: Seq | None = None
     to_time_ns: TimestampNs | None = None
     lineage: Lineage | None = None
     expect_seq: Seq | None = None
+    start: Start | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,6 +336,8 @@ class _Planner:
         self, line: Sequence[Reach], target: Seq
     ) -> tuple[SetItem | None, tuple[Span, ...]]:
         """Return the newest base at or below ``target`` and the spans from there, without a gap."""
+        if self._wish.start is not None:
+            return None, self._find_spans_behind(self._wish.start, line, target)
         for place, item in self._sets_at_or_below(line, target):
             stretch = self._resolve(line[place], item.set.to_seq, target)
             if self._is_orphan(item, stretch):
@@ -345,6 +366,18 @@ class _Planner:
                 )
             spans += stretch.spans
         return tuple(spans)
+
+    def _find_spans_behind(
+        self, start: Start, line: Sequence[Reach], target: Seq
+    ) -> tuple[Span, ...]:
+        seq = start.head.seq
+        for place, reach in enumerate(line):
+            if reach.lineage == start.lineage and reach.holds(seq):
+                return self._find_spans(line[place:], seq, target)
+        raise StartLeft(
+            f"{self._catalog.names.prefix} goes on without frame {seq} of lineage "
+            f"{start.lineage.hex()}: another lineage continues from an earlier frame"
+        )
 
     def _explain_no_base(
         self, line: Sequence[Reach], target: Seq
@@ -430,6 +463,8 @@ class _Planner:
             if self._wish.to_seq is not None:
                 raise self._explain_run(line, seq)
             seq = Seq(seq - 1)
+        if self._wish.start is not None:
+            return _target_of(self._wish.start.head, self._wish.start.lineage), ()
         assert item is not None, "the genesis of a line is no PARTIAL frame"
         head = self._set_of(item).head
         return _target_of(head, item.set.lineage), ()
@@ -521,20 +556,28 @@ class _Planner:
         return Base(item=item, facts=facts, index=item.index, parts=tuple(parts))
 
     def _find_standing(self, line: Sequence[Reach], base: Base | None) -> Standing:
-        """Return who counts after the base; every reach below it is entered on the way."""
+        """Return who counts after the base or the start; the reaches below are entered first."""
+        start = self._wish.start
+        if start is not None and start.standing is not None:
+            return start.standing
         standing = begin(self._trusted)
-        if base is None:
+        if base is not None:
+            at, head = base.item.set.lineage, base.facts.head
+        elif start is not None:
+            at, head = start.lineage, start.head
+        else:
             return standing
         for reach in line:
             standing = self._enter(standing, reach)
-            if reach.lineage == base.item.set.lineage:
-                head = base.facts.head
+            if reach.lineage == at:
                 # A CONFIG is of the epoch that it ends.
                 epoch = None if head.kind is FrameKind.CONFIG else head.epoch
                 standing = self._find_change(standing, reach, head.seq, epoch)
                 break
             if reach.last is not None:
                 standing = self._find_change(standing, reach, reach.last, None)
+        if base is None:
+            return standing
         check_signer(standing, base.facts.signed)
         check_set_author(standing, base.facts)
         check_head(standing, base.facts.head, base.facts.proofs, base.item.name)

@@ -9,7 +9,7 @@ archive that restores every kept moment; the next pass goes on.
 Snapshots and retention of one shard are the business of one task, one after the other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final
@@ -30,9 +30,11 @@ from basenet.archive.retention import (
     Kind,
     RetentionFacts,
     RetentionPlan,
+    Why,
     find_strays,
     plan_retention,
 )
+from basenet.archive.stretch import find_covered
 from basenet.archive.survey import Survey
 from basenet.archive.trust import Genesis
 from basenet.errors import (
@@ -75,8 +77,13 @@ class Pruner:
         retention_seconds: float,
         fetcher: Fetcher | None = None,
         clock: Clock = SYSTEM_CLOCK,
+        list_merged_ns: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
-        """``lineage`` is the one that is written; the line that leads to it is pruned."""
+        """``lineage`` is the one that is written; the line that leads to it is pruned.
+
+        ``list_merged_ns``: the ages of the merged objects that this process has stored, by name.
+        """
+        self._list_merged_ns = list_merged_ns
         self._store = store
         self._names = names
         self._lease = lease
@@ -136,7 +143,8 @@ class Pruner:
             now_ns=self._clock.wall_ns(),
             retention_ns=self._retention_ns,
         )
-        return replace(facts, ages_ns=await self._read_ages(find_strays(facts)[:STRAYS_MAX]))
+        ages_ns = await self._read_ages(find_strays(facts)[:STRAYS_MAX])
+        return replace(facts, ages_ns=ages_ns | await self._read_merged_ages(facts))
 
     async def _read_genesis(self, catalog: Catalog, lineage: Lineage) -> Genesis | None:
         logs = catalog.items(lineage).logs
@@ -173,13 +181,47 @@ class Pruner:
                 ages_ns[entry.name] = now_ns - found.modified_ns
         return ages_ns
 
+    async def _read_merged_ages(self, facts: RetentionFacts) -> dict[str, int]:
+        """Return how old the merged objects are that cover others.
+
+        What this process stored is known. Others are read, a few in a pass: that gives their age
+        by the store's clock, and proves that they are sound, before their sources go.
+        """
+        known = self._list_merged_ns() if self._list_merged_ns is not None else {}
+        ages_ns: dict[str, int] = {}
+        read = 0
+        for reach in facts.line:
+            covering = set(find_covered(facts.catalog.items(reach.lineage).logs).values())
+            for item in sorted(covering, key=lambda item: item.log):
+                if item.name in known:
+                    ages_ns[item.name] = known[item.name]
+                elif read < STRAYS_MAX:
+                    read += 1
+                    ages_ns[item.name] = await self._read_merged_age(item)
+        return ages_ns
+
+    async def _read_merged_age(self, item: LogItem) -> int:
+        """Return how old a merged object is; 0 if it is damaged, foreign or without a time."""
+        try:
+            found = await self._store.get(item.name)
+            segment = open_log(found.data, item.name, item.log, self._names)
+        except (StoreNotFound, CorruptionError):
+            return 0
+        if segment.public not in self._trusted or found.modified_ns is None:
+            return 0
+        return (found.server_now_ns or self._clock.wall_ns()) - found.modified_ns
+
     async def _find_config_logs(self, facts: RetentionFacts, plan: RetentionPlan) -> frozenset[str]:
         """Return which of the log objects that are to go hold a CONFIG, and so must stay.
 
         A CONFIG begins an epoch: a lineage whose last object has the epoch of its genesis has
         none, and nothing else of it has to be read. What cannot be read stays, too.
         """
-        due = {deletion.name for deletion in plan.deletions if deletion.kind is Kind.LOG}
+        due = {
+            deletion.name
+            for deletion in plan.deletions
+            if deletion.kind is Kind.LOG and deletion.why is Why.EXPIRED
+        }
         kept: set[str] = set()
         for reach in facts.line:
             logs = facts.catalog.items(reach.lineage).logs

@@ -8,9 +8,9 @@ whatever a failure leaves behind is garbage and nothing else. Up to 1 MiB all of
 manifest: one object.
 
 *Parts* are named by the SHA-256 of their bytes, so that the manifest's signature covers those, too:
-zstd ignores some bits, and a flipped one would else go unnoticed. A part that the newest snapshot
-of the lineage names with the same node hash is not stored again: its rows are copied from that
-snapshot's index. Whatever an attempt that failed has left behind is found under its name.
+zstd ignores some bits, and a flipped one would else go unnoticed. Blocks that the newest snapshot
+of the lineage has are not stored again (`basenet.archive.layout`). Whatever an attempt that failed
+has left behind is found under its name.
 
 An object whose bytes are not the ones that it is named by is damaged, for every snapshot that
 names it. We hold the right bytes: it is deleted and written again, and reported.
@@ -24,13 +24,15 @@ import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Final, TypeVar
 
 import trio
 
 from basenet.archive.backoff import Backoff
 from basenet.archive.facts import SetFacts, open_set
+from basenet.archive.layout import Layout, OldPart, list_old_parts, make_extents, plan_layout
 from basenet.archive.lease import Lease
 from basenet.archive.names import PartName, SetName
 from basenet.archive.pageset import Draft, Phase, Progress
@@ -38,14 +40,16 @@ from basenet.archive.patience import LEASE_SECONDS, in_time, seconds_for
 from basenet.archive.port import Store, StoreConflict, StoreNotFound
 from basenet.archive.seal import Seal, TwoHistories
 from basenet.errors import CorruptionError, UnavailableError, UsageError
-from basenet.units import HASH_BYTES, MIB, ZERO_HASH, Seq, StateRoot, TimestampNs, part_groups
+from basenet.units import HASH_BYTES, MIB, ZERO_HASH, Seq, StateRoot, TimestampNs
 from basenet.wire.certificate import Certificate, encode_certificate
 from basenet.wire.frame import Head, encode_head
 from basenet.wire.pageset import (
     SNAPSHOT_LEVEL,
+    Extent,
     IndexRow,
     PageSet,
     Part,
+    decode_extents,
     decode_index,
     encode_index,
     encode_pageset,
@@ -65,13 +69,14 @@ Prove = Callable[[Head], Awaitable[Certificate | None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredSet:
-    """A snapshot that is in the archive: what a manifest says, and the rows of its index.
+    """A snapshot that is in the archive: what a manifest says, and what its index does.
 
     ``held``: the sizes of the lineage's parts that are listed, by name.
     """
 
     facts: SetFacts
     rows: Sequence[IndexRow]
+    extents: Sequence[Extent]
     held: Mapping[str, int]
 
     def has_part(self, part: Part) -> bool:
@@ -106,12 +111,16 @@ class Published:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Placed:
-    """A part that is in the archive, and the sizes of its blocks."""
+    """A part that is in the archive, and what lies in it."""
 
-    part: Part
-    sizes: Sequence[int]
+    blocks: OldPart
     new_bytes: int
     repaired: str | None = None
+
+    @property
+    def part(self) -> Part:
+        """The part."""
+        return self.blocks.part
 
 
 async def read_newest_set(
@@ -134,9 +143,11 @@ async def read_newest_set(
                 continue
             facts = open_set(await store.get_data(name), name, parsed, seal.names)
             if facts.signed.signer in trusted:
+                rows, extents = await _read_index(store, seal, facts)
                 return StoredSet(
                     facts=facts,
-                    rows=await _read_rows(store, seal, facts),
+                    rows=rows,
+                    extents=extents,
                     held=await _list_parts(store, seal),
                 )
         except (CorruptionError, StoreNotFound):
@@ -149,12 +160,21 @@ async def _list_parts(store: Store, seal: Seal) -> dict[str, int]:
     return {entry.name.removeprefix(folder): entry.size async for entry in store.list(folder)}
 
 
-async def _read_rows(store: Store, seal: Seal, facts: SetFacts) -> Sequence[IndexRow]:
+async def _read_index(
+    store: Store, seal: Seal, facts: SetFacts
+) -> tuple[Sequence[IndexRow], Sequence[Extent]]:
     pages = facts.pages
     if pages.inline is not None:
-        return decode_index(pages.inline[: pages.index_len], pages, facts.signed.name)
-    name = seal.names.page_set(_index_name(facts.set))
-    return await trio.to_thread.run_sync(decode_index, await store.get_data(name), pages, name)
+        name, data = facts.signed.name, pages.inline[: pages.index_len]
+    else:
+        name = seal.names.page_set(_index_name(facts.set))
+        data = await store.get_data(name)
+
+    def decode() -> tuple[Sequence[IndexRow], Sequence[Extent]]:
+        rows = decode_index(data, pages, name)
+        return rows, decode_extents(data, rows, pages, name)
+
+    return await trio.to_thread.run_sync(decode)
 
 
 def _index_name(name: SetName) -> SetName:
@@ -210,7 +230,8 @@ class Publisher:
             lineage=self._seal.lineage,
         )
         if progress.bytes_total + 36 * draft.group_count <= INLINE_BYTES_MAX:
-            placed = [self._place_inline(draft, groups) for groups in _cut_parts(draft)]
+            layout = plan_layout(draft.groups, draft.page_size, (), ())
+            placed = [_place(draft, groups) for groups in layout.cuts]
         else:
             newest = await self._tried(
                 lambda: read_newest_set(self._store, self._seal, self._trusted), MIB
@@ -218,37 +239,30 @@ class Publisher:
             placed = await self._store_parts(draft, newest, progress)
         return await self._finish(draft, name, placed, before_manifest)
 
-    def _place_inline(self, draft: Draft, groups: range) -> _Placed:
-        sizes = draft.sizes[groups.start : groups.stop]
-        part = Part(
-            first_group=groups.start,
-            stored_len=sum(sizes),
-            node_hash=part_node_hash(draft.group_hashes(groups), draft.page_size),
-        )
-        return _Placed(part=part, sizes=sizes, new_bytes=part.stored_len)
-
     async def _store_parts(
         self, draft: Draft, newest: StoredSet | None, progress: Progress
     ) -> list[_Placed]:
-        """Store the parts, a few at a time and bounded in bytes; return them in order."""
-        cuts = _cut_parts(draft)
+        """Store the new parts, a few at a time and bounded in bytes; return all, in order."""
+        layout = await trio.to_thread.run_sync(_lay_out, draft, newest)
+        kept = [_Placed(blocks=blocks, new_bytes=0) for blocks in layout.kept]
+        progress.bytes_done += sum(sum(blocks.sizes) for blocks in layout.kept)
         placed: dict[int, _Placed] = {}
         places = trio.CapacityLimiter(UPLOADS_MAX)
         room = _Room(UPLOAD_BYTES_MAX)
 
-        async def store_one(number: int, groups: range) -> None:
+        async def store_one(number: int, groups: Sequence[int]) -> None:
             async with places:
-                size = sum(draft.sizes[groups.start : groups.stop])
+                size = sum(draft.sizes[group] for group in groups)
                 await room.take(size)
                 try:
-                    placed[number] = await self._store_part(draft, groups, newest)
+                    placed[number] = await self._store_part(draft, groups, is_whole=not kept)
                 finally:
                     room.give(size)
                 progress.bytes_done += size
 
         failures: list[Exception] = []
 
-        async def guarded(number: int, groups: range, scope: trio.CancelScope) -> None:
+        async def guarded(number: int, groups: Sequence[int], scope: trio.CancelScope) -> None:
             # One failure ends the others; the caller is to see that one, not a group of them.
             try:
                 await store_one(number, groups)
@@ -257,37 +271,30 @@ class Publisher:
                 scope.cancel()
 
         async with trio.open_nursery() as nursery:
-            for number, groups in enumerate(cuts):
+            for number, groups in enumerate(layout.cuts):
                 nursery.start_soon(guarded, number, groups, nursery.cancel_scope)
         if failures:
             raise failures[0]
-        return [placed[number] for number in range(len(cuts))]
+        return kept + [placed[number] for number in range(len(layout.cuts))]
 
-    async def _store_part(self, draft: Draft, groups: range, newest: StoredSet | None) -> _Placed:
-        hashes = draft.group_hashes(groups)
-        node_hash = part_node_hash(hashes, draft.page_size)
-        shared = _find_shared(newest, groups, node_hash)
-        if shared is not None:
-            return shared
+    async def _store_part(self, draft: Draft, groups: Sequence[int], *, is_whole: bool) -> _Placed:
+        """Store a part; ``is_whole``: of a snapshot that takes nothing from an older one."""
         data = await trio.to_thread.run_sync(draft.blocks.join, groups, limiter=self._spool_turn)
-        part = Part(
-            first_group=groups.start,
-            stored_len=len(data),
-            node_hash=node_hash,
-            # A hash would tell who guesses the pages that he guessed right.
-            name=secrets.token_bytes(HASH_BYTES // 2)
+        # A hash would tell who guesses the pages that he guessed right.
+        unique = (
+            secrets.token_bytes(HASH_BYTES // 2)
             if self._store.hides_content
-            else hashlib.sha256(data).digest(),
+            else hashlib.sha256(data).digest()
         )
-        name = self._seal.names.part(PartName(lineage=self._seal.lineage, name=part.name))
-        sizes = draft.sizes[groups.start : groups.stop]
+        placed = _place(draft, groups, name=unique, is_whole=is_whole)
+        name = self._seal.names.part(PartName(lineage=self._seal.lineage, name=unique))
         try:
             await self._put(name, data)
         except StoreConflict:
             await self._tried(lambda: self._store.delete(name), 0)
             await self._put(name, data)
-            return _Placed(part=part, sizes=sizes, new_bytes=len(data), repaired=name)
-        return _Placed(part=part, sizes=sizes, new_bytes=len(data))
+            return replace(placed, repaired=name)
+        return placed
 
     async def _finish(
         self,
@@ -296,9 +303,11 @@ class Publisher:
         placed: Sequence[_Placed],
         before_manifest: BeforeManifest | None,
     ) -> Published:
-        sizes = [size for place in placed for size in place.sizes]
-        index = await trio.to_thread.run_sync(_encode_rows, draft, sizes)
-        is_inline = len(index) + sum(sizes) <= INLINE_BYTES_MAX
+        blocks = [place.blocks for place in placed]
+        is_patched = any(not place.new_bytes for place in placed)
+        index = await trio.to_thread.run_sync(_encode_index, draft, blocks, is_patched)
+        stored = sum(sum(one.sizes) for one in blocks)
+        is_inline = not is_patched and len(index) + stored <= INLINE_BYTES_MAX
         inline = index + draft.blocks.join(range(draft.group_count)) if is_inline else None
         pages = PageSet(
             lineage=self._seal.lineage,
@@ -312,6 +321,7 @@ class Publisher:
             index_hash=hashlib.sha256(index).digest(),
             parts=tuple(place.part for place in placed),
             inline=inline,
+            is_patched=is_patched,
         )
         if before_manifest is not None:
             await before_manifest(draft.head.seq)
@@ -327,7 +337,7 @@ class Publisher:
             db_pages=draft.db_pages,
             parts=len(placed),
             parts_shared=sum(1 for place in placed if not place.new_bytes),
-            stored_bytes=len(index) + sum(sizes),
+            stored_bytes=len(index) + stored,
             new_bytes=len(index) + sum(place.new_bytes for place in placed),
             repaired=tuple(place.repaired for place in placed if place.repaired),
         )
@@ -429,34 +439,48 @@ class _Room:
         self._freed = trio.Event()
 
 
-def _cut_parts(draft: Draft) -> list[range]:
-    span = part_groups(draft.page_size)
-    return [
-        range(first, min(first + span, draft.group_count))
-        for first in range(0, draft.group_count, span)
-    ]
-
-
-def _encode_rows(draft: Draft, sizes: Sequence[int]) -> bytes:
-    return encode_index(
-        [
-            IndexRow(stored_size=size, group_hash=draft.group_hashes(range(group, group + 1)))
-            for group, size in enumerate(sizes)
-        ]
+def _place(
+    draft: Draft, groups: Sequence[int], *, name: bytes = b"", is_whole: bool = True
+) -> _Placed:
+    """Return the part of the blocks of ``groups``; ``is_whole``: they are those of a subtree."""
+    sizes = tuple(draft.sizes[group] for group in groups)
+    node_hash = ZERO_HASH
+    if is_whole:
+        span = range(groups[0], groups[-1] + 1)
+        node_hash = part_node_hash(draft.group_hashes(span), draft.page_size)
+    part = Part(
+        first_group=groups[0] if is_whole else 0,
+        stored_len=sum(sizes),
+        node_hash=node_hash,
+        name=name,
     )
+    offsets = tuple(accumulate(sizes[:-1], initial=0))
+    blocks = OldPart(part=part, groups=tuple(groups), offsets=offsets, sizes=sizes)
+    return _Placed(blocks=blocks, new_bytes=part.stored_len)
 
 
-def _find_shared(newest: StoredSet | None, groups: range, node_hash: bytes) -> _Placed | None:
-    """Return the part of the newest snapshot that holds exactly these groups, if it does."""
-    if newest is None or newest.facts.pages.inline is not None:
-        return None
-    number = groups.start // part_groups(newest.facts.pages.page_size)
-    if number >= len(newest.facts.pages.parts):
-        return None
-    part = newest.facts.pages.parts[number]
-    if part.node_hash != node_hash or newest.facts.pages.part_groups_of(number) != groups:
-        return None
-    if not newest.has_part(part):
-        return None
-    sizes = [row.stored_size for row in newest.rows[groups.start : groups.stop]]
-    return _Placed(part=part, sizes=sizes, new_bytes=0)
+def _lay_out(draft: Draft, newest: StoredSet | None) -> Layout:
+    """Return of what the snapshot consists that ``newest`` comes before."""
+    if (
+        newest is None
+        or newest.facts.pages.inline is not None
+        or newest.facts.pages.page_size != draft.page_size
+    ):
+        return plan_layout(draft.groups, draft.page_size, (), ())
+    parts = [
+        replace(one, part=replace(one.part, first_group=0, node_hash=ZERO_HASH))
+        for one in list_old_parts(newest.rows, newest.extents, newest.facts.pages.parts)
+        if newest.has_part(one.part) and one.part.name
+    ]
+    return plan_layout(draft.groups, draft.page_size, newest.rows, parts)
+
+
+def _encode_index(draft: Draft, blocks: Sequence[OldPart], is_patched: bool) -> bytes:  # noqa: FBT001
+    sizes = {
+        group: size for one in blocks for group, size in zip(one.groups, one.sizes, strict=True)
+    }
+    rows = [
+        IndexRow(stored_size=sizes[group], group_hash=draft.group_hashes(range(group, group + 1)))
+        for group in range(draft.group_count)
+    ]
+    return encode_index(rows, make_extents(blocks) if is_patched else ())

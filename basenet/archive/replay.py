@@ -29,18 +29,19 @@ from typing import Final, Protocol
 from basenet.archive.facts import Signed, naming, sign_of
 from basenet.archive.finality import Finality
 from basenet.archive.pagebuffer import PageBuffer
+from basenet.archive.partial import Partial
 from basenet.archive.place import Draft
-from basenet.archive.plan import Base, Plan, enter_lineage, is_born_empty
+from basenet.archive.plan import Base, Plan, Start, enter_lineage, is_born_empty
 from basenet.archive.setreader import SetReader
 from basenet.archive.stretch import Span
 from basenet.archive.trust import Genesis, Standing, change, check_author, check_signer
 from basenet.errors import ChainBroken, UntrustedKey
 from basenet.keys.trust import get_fingerprint
-from basenet.units import HASH_BYTES, MIB, ZERO_HASH, Lineage
+from basenet.units import GROUP_PAGES, HASH_BYTES, MIB, ZERO_HASH, Lineage, lock_page
 from basenet.wire.certificate import Certificate
 from basenet.wire.chain import CommitRules
 from basenet.wire.frame import Flag, Frame, Head, Kind, check_link
-from basenet.wire.merkle import parents, root_of_groups
+from basenet.wire.merkle import leaf_hashes, parents, root_of_groups
 from basenet.wire.payload import decode_commit, decode_commit_summary
 from basenet.wire.segment import Segment
 
@@ -103,6 +104,23 @@ class Follower:
         self._taker = pages
         self._rules = CommitRules(base.facts.pages.page_size, base.facts.pages.db_pages)
         self._check_tip(base.facts.head, base.item.name)
+
+    def continue_at(self, start: Start, pages: Pages, db_pages: int) -> None:
+        """Stand at a frame that was followed before; ``pages`` takes what comes behind it."""
+        self._lineage, self._head = start.lineage, start.head
+        self._taker = pages
+        self._rules = CommitRules(pages.page_size, db_pages)
+
+    @property
+    def standing(self) -> Standing:
+        """Who counts behind the last frame."""
+        return self._standing
+
+    @property
+    def lineage(self) -> Lineage:
+        """The lineage of the last frame."""
+        assert self._lineage is not None, "every frame has a lineage"
+        return self._lineage
 
     def apply(self, span: Span, segment: Segment) -> None:
         """Prove the frames of ``span`` and write their pages; ``segment`` is its opened object."""
@@ -251,16 +269,38 @@ class Replay(Follower):
         for block in reader.read_part(number, data, name):
             first = block.first_pgno - 1
             leaves[first * HASH_BYTES : first * HASH_BYTES + len(block.leaves)] = block.leaves
+            if waiting and (size >= WRITE_BYTES or first * page_size != offset + size):
+                self._draft.write_all(offset, waiting)
+                waiting = []
             if not waiting:
                 offset, size = first * page_size, 0
             waiting.append(block.pages)
             size += len(block.pages)
-            if size >= WRITE_BYTES:
-                self._draft.write_all(offset, waiting)
-                waiting = []
         if waiting:
             self._draft.write_all(offset, waiting)
         return len(data)
+
+    def adopt_part(self, partial: Partial, reader: SetReader, number: int) -> bool:
+        """Return whether all pages of part ``number`` are in the draft already, proven now."""
+        page_size, pages = self._pages.page_size, reader.pages
+        found: list[tuple[int, bytes]] = []
+        # No hash says what lies in the page that SQLite never uses.
+        if (lock_page(page_size) - 1) // GROUP_PAGES in reader.groups_of(number):
+            return False
+        for group in reader.groups_of(number):
+            first = group * GROUP_PAGES + 1
+            count = min(GROUP_PAGES, pages.db_pages + 1 - first)
+            data = partial.read((first - 1) * page_size, count * page_size)
+            if len(data) != count * page_size:
+                return False
+            leaves = leaf_hashes(first, data, page_size)
+            if not reader.is_group(group, leaves):
+                return False
+            found.append((first - 1, leaves))
+        for place, leaves in found:
+            self._pages.leaves[place * HASH_BYTES : place * HASH_BYTES + len(leaves)] = leaves
+        partial.note_proven(len(found) * GROUP_PAGES * page_size)
+        return True
 
     def finish(self) -> None:
         """Prove that the result is the state of the target frame, and cut the draft to its size."""

@@ -29,14 +29,16 @@ import trio
 from basenet.archive.facts import open_log
 from basenet.archive.fetch import Fetcher, Request
 from basenet.archive.names import ShardNames
-from basenet.archive.place import Place
+from basenet.archive.partial import Partial, open_partial
+from basenet.archive.place import Draft, Place
 from basenet.archive.plan import Plan, Wish
-from basenet.archive.port import Store, StoreNotFound
+from basenet.archive.port import Entry, Store, StoreNotFound
 from basenet.archive.replay import Replay
 from basenet.archive.setreader import SetReader
 from basenet.archive.survey import Survey, survey_shard
 from basenet.errors import CorruptionError
 from basenet.units import Lineage, PublicKeyBytes, Seq, TimestampNs
+from basenet.wire.frame import Head
 from basenet.wire.segment import Segment
 
 ATTEMPTS: Final = 2
@@ -53,13 +55,17 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 
+OnProven = Callable[[Lineage, Head, int], None]
+"""Takes what is about to be put in its place: lineage, frame, bytes; what it raises prevents it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreReport:
     """What was restored, and from what; of a dry run: what would be.
 
     ``database_bytes`` is the size of the result, 0 in a dry run. ``moved``: what stood in the way
-    and was moved aside. ``notes``: sentences for people.
+    and was moved aside. ``notes``: sentences for people. ``head``: of the frame that was reached;
+    None in a dry run. ``kept_bytes``: of objects that an interrupted restore had fetched already.
     """
 
     path: Path
@@ -78,6 +84,8 @@ class RestoreReport:
     moved: tuple[Path, ...]
     notes: tuple[str, ...]
     is_dry_run: bool
+    head: Head | None = None
+    kept_bytes: int = 0
 
 
 async def restore(
@@ -89,14 +97,18 @@ async def restore(
     wish: Wish | None = None,
     dry_run: bool = False,
     on_progress: OnProgress | None = None,
+    on_proven: OnProven | None = None,
+    is_resumable: bool = False,
     fetcher: Fetcher | None = None,
 ) -> RestoreReport:
-    """Restore the shard ``names`` to ``place``.
+    """Restore the shard ``names`` to ``place``; ``on_proven`` is called in a thread.
+
+    ``is_resumable``: use what an interrupted restore has left, and leave it when interrupted.
 
     Raises `CorruptionError` naming the object that is missing or not as signed, `UntrustedKey`,
     `NotFoundError` for a moment that the archive does not reach, `ConflictError` for two histories
     or a place that is taken, `UnavailableError` when the store or the disk does not answer. Then,
-    and when it is cancelled, nothing is left behind.
+    and when it is cancelled, nothing is left behind, a draft that is worth resuming excepted.
     """
     started = time.monotonic()
     fetcher, wish = fetcher or Fetcher(store), wish or Wish()
@@ -113,6 +125,8 @@ async def restore(
             execution = _Execution(
                 plan, survey, fetcher, place, started=started, on_progress=on_progress
             )
+            execution.on_proven = on_proven
+            execution.is_resumable = is_resumable
             return await execution.run()
         except StoreNotFound as error:
             if attempt == ATTEMPTS:
@@ -139,14 +153,20 @@ class _Execution:
         self._started = started
         self._on_progress = on_progress
         self._bytes_done = 0
+        self.on_proven: OnProven | None = None
+        self.is_resumable = False
+        self._kept_bytes = 0
 
     async def run(self) -> RestoreReport:
-        with self._place.open_draft() as draft:
+        draft = await trio.to_thread.run_sync(self._open_draft)
+        with draft:
+            if self._plan.base is None:
+                draft.resize(0)
             replay = Replay(self._plan, draft)
             reader = await self._begin_base(replay)
-            await self._replay_objects(replay, reader)
+            await self._replay_objects(replay, reader, draft)
             await trio.to_thread.run_sync(replay.finish)
-            moved = await trio.to_thread.run_sync(self._place.accept, draft)
+            moved = await trio.to_thread.run_sync(self._accept, replay, draft)
             return _report(
                 self._plan,
                 self._place,
@@ -154,7 +174,17 @@ class _Execution:
                 database_bytes=replay.size_bytes,
                 moved=moved,
                 is_dry_run=False,
+                head=replay.head,
+                kept_bytes=self._kept_bytes,
             )
+
+    def _open_draft(self) -> Draft:
+        return open_partial(self._place) if self.is_resumable else self._place.open_draft()
+
+    def _accept(self, replay: Replay, draft: Draft) -> list[Path]:
+        if self.on_proven is not None:
+            self.on_proven(replay.lineage, replay.head, replay.size_bytes)
+        return self._place.accept(draft)
 
     async def _begin_base(self, replay: Replay) -> SetReader | None:
         """Read the base's index, and the whole base if it is inline."""
@@ -177,26 +207,44 @@ class _Execution:
         self._advance(base.item.size)
         return reader
 
-    async def _replay_objects(self, replay: Replay, reader: SetReader | None) -> None:
+    async def _find_parts(
+        self, replay: Replay, reader: SetReader | None, draft: Draft
+    ) -> list[tuple[int, Entry]]:
+        """Return the parts of the base that have to be fetched, each with its number."""
+        parts = list(enumerate(self._plan.base.parts if self._plan.base else ()))
+        if reader is None or not isinstance(draft, Partial) or not draft.is_found:
+            return parts
+        missing = []
+        for number, part in parts:
+            if await trio.to_thread.run_sync(replay.adopt_part, draft, reader, number):
+                self._kept_bytes += part.size
+                self._advance(part.size)
+            else:
+                missing.append((number, part))
+        return missing
+
+    async def _replay_objects(self, replay: Replay, reader: SetReader | None, draft: Draft) -> None:
         """Write the parts of the base and apply the log objects, fetched as one stream."""
-        parts = self._plan.base.parts if self._plan.base else ()
+        parts = await self._find_parts(replay, reader, draft)
         kept = {span: self._survey.take(span.item) for span in self._plan.spans}
         missing = [span for span in self._plan.spans if kept[span] is None]
 
         def decode(number: int, data: bytes) -> Segment | int:
             if number < len(parts):
                 assert reader is not None, "only a base has parts"
-                return replay.write_part(reader, number, data, parts[number].name)
+                return replay.write_part(reader, parts[number][0], data, parts[number][1].name)
             item = missing[number - len(parts)].item
             return open_log(data, item.name, item.log, self._plan.names)
 
-        requests = [Request(name=part.name, size=part.size) for part in parts]
+        requests = [Request(name=part.name, size=part.size) for _, part in parts]
         requests += [Request(name=span.item.name, size=span.item.size) for span in missing]
         async with self._fetcher.stream(requests, decode) as stream:
-            for part in parts:
+            for _, part in parts:
                 done, _ = await anext(stream)
                 await stream.done(done)
                 self._advance(part.size)
+                if isinstance(draft, Partial):
+                    draft.note_proven(part.size)
             for span in self._plan.spans:
                 segment: Segment | int | None = kept.pop(span)
                 number: int | None = None
@@ -230,6 +278,8 @@ def _report(
     database_bytes: int = 0,
     moved: Sequence[Path] = (),
     is_dry_run: bool = True,
+    head: Head | None = None,
+    kept_bytes: int = 0,
 ) -> RestoreReport:
     return RestoreReport(
         path=place.path,
@@ -248,4 +298,6 @@ def _report(
         moved=tuple(moved),
         notes=plan.notes,
         is_dry_run=is_dry_run,
+        head=head,
+        kept_bytes=kept_bytes,
     )

@@ -19,6 +19,8 @@ Without a base nothing of the line is deleted, so the last snapshot never goes.
   and whom to believe. So do objects that hold a later CONFIG.
 * Frames of an ancestor above the seq at which it was left, and page sets there, go when they are
   older than the retention: no moment of the line needs them.
+* Log objects that a *merged* one covers (`basenet.archive.stretch`) go once that has been there for
+  `MERGE_GRACE_NS`: a restore that listed them has ended by then, or lists again.
 * A *part* goes when no kept manifest names it and it is older than a day: younger, it may belong
   to a snapshot that is being written.
 * What is not understood is not touched: names that are not ours, all parts of a lineage of which
@@ -29,8 +31,8 @@ then indexes, log objects, parts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
 from typing import Final
 
 from basenet.archive.catalog import Catalog, LineageItems, LogItem, SetItem
@@ -38,9 +40,11 @@ from basenet.archive.clock import SECOND_NS
 from basenet.archive.facts import SetFacts
 from basenet.archive.lineage import Reach
 from basenet.archive.port import Entry
+from basenet.archive.stretch import find_covered
 from basenet.units import Lineage
 
 GARBAGE_AGE_NS: Final = 24 * 3600 * SECOND_NS
+MERGE_GRACE_NS: Final = 3600 * SECOND_NS
 
 
 class Kind(IntEnum):
@@ -52,6 +56,14 @@ class Kind(IntEnum):
     PART = 4
 
 
+class Why(StrEnum):
+    """Why an object is not needed any more."""
+
+    EXPIRED = "expired"  # older than what is kept
+    MERGED = "merged"  # its frames are in a merged object
+    GARBAGE = "garbage"  # nothing names it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Deletion:
     """An object that is no longer needed."""
@@ -59,6 +71,7 @@ class Deletion:
     kind: Kind
     name: str
     size: int
+    why: Why = field(default=Why.EXPIRED, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +81,8 @@ class RetentionFacts:
     ``line``: from the root to the lineage that is written. ``shared``: the lineages of the line
     that a lineage beside it continues, too. ``sets``: the manifests that were read, by name; one
     that is missing here could not be. ``config_logs``: names of log objects with a CONFIG.
-    ``ages_ns``: ages of parts and indexes that no manifest names, as far as they are known.
+    ``ages_ns``: ages of parts and indexes that no manifest names, and of merged objects that cover
+    others, as far as they are known.
     """
 
     catalog: Catalog
@@ -155,7 +169,14 @@ class _Planner:
             items = self._facts.catalog.items(reach.lineage)
             sets = self._expired_sets(items, reach, number, place, base)
             deletions += self._sets(sets)
-            deletions += self._logs(items, reach, number, place, base)
+            merged = list(self._merged(items))
+            gone = {deletion.name for deletion in merged}
+            deletions += merged
+            deletions += (
+                deletion
+                for deletion in self._logs(items, reach, number, place, base)
+                if deletion.name not in gone
+            )
             deletions += self._garbage(items, sets)
         return RetentionPlan(
             base=base, deletions=tuple(sorted(deletions)), notes=tuple(self._notes)
@@ -215,6 +236,13 @@ class _Planner:
             ):
                 yield Deletion(kind=Kind.LOG, name=item.name, size=item.size)
 
+    def _merged(self, items: LineageItems) -> Iterator[Deletion]:
+        """Yield what merged objects cover, where they have been there for long enough."""
+        for item, merged in find_covered(items.logs).items():
+            is_old = self._facts.ages_ns.get(merged.name, 0) > MERGE_GRACE_NS
+            if is_old and item is not items.logs[0]:
+                yield Deletion(kind=Kind.LOG, name=item.name, size=item.size, why=Why.MERGED)
+
     def _is_below(
         self, item: LogItem, reach: Reach, number: int, place: int, base: SetItem
     ) -> bool:
@@ -244,10 +272,11 @@ class _Planner:
         )
         for name, entry in items.parts.items():
             if name not in kept and (name in retired or self._is_old(entry)):
-                yield Deletion(kind=Kind.PART, name=entry.name, size=entry.size)
+                why = Why.EXPIRED if name in retired else Why.GARBAGE
+                yield Deletion(kind=Kind.PART, name=entry.name, size=entry.size, why=why)
         for entry in items.stray_indexes:
             if self._is_old(entry):
-                yield Deletion(kind=Kind.INDEX, name=entry.name, size=entry.size)
+                yield Deletion(kind=Kind.INDEX, name=entry.name, size=entry.size, why=Why.GARBAGE)
 
     def _is_old(self, entry: Entry) -> bool:
         return self._facts.ages_ns.get(entry.name, 0) > GARBAGE_AGE_NS

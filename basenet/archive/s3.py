@@ -5,9 +5,15 @@ server. boto3 is imported when the first store is opened, because not every arch
 
 Q17 and Q18 of the design's cluster rules stand on ``If-None-Match: *`` and ``If-Match``. Both are
 sent with exactly one attempt, and `basenet.archive.remote` settles what is then in doubt.
+
+*Quotes.* An ETag is a quoted text in HTTP, and ``If-Match`` repeats it with its quotes. Ceph's
+gateway compares it with the bare text, so that no quoted one ever matches. A store that says that
+the condition fails while the object is still the expected version is such a server, if it also
+refuses a bare ETag that matches nothing; it gets bare ones from then on.
 """
 
 import email.utils
+import secrets
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +30,7 @@ from basenet.archive.port import (
     StoreUnavailable,
     Token,
 )
+from basenet.archive.probe import PROBE_PREFIX
 from basenet.archive.remote import (
     Absent,
     Backend,
@@ -66,8 +73,8 @@ _BUSY: Final[_Sentence] = (StoreUnavailable, "{where} answers {status} {code}: i
 _REFUSED: Final[_Sentence] = (
     StoreRefused,
     (
-        "{where} refuses a request for {name} with {status} {code}: compare BASE_ARCHIVE and the "
-        "AWS variables with what the server wants"
+        "{where} refuses a request for {name} with {status} {code}: compare BASE_ARCHIVE, "
+        "BASE_ARCHIVE_SSE and the AWS variables with what the server wants"
     ),
 )
 _BY_CODE: Final[dict[str, _Sentence]] = {
@@ -76,14 +83,36 @@ _BY_CODE: Final[dict[str, _Sentence]] = {
         StoreUnavailable,
         "the clock of this machine differs too much from that of {where}: set it right",
     ),
-    "ExpiredToken": _BAD_CREDENTIALS,
+    "ExpiredToken": (
+        StoreRefused,
+        "the AWS credentials for {where} have expired: renew them, or give this machine a role",
+    ),
     "InvalidAccessKeyId": _BAD_CREDENTIALS,
     "InvalidToken": _BAD_CREDENTIALS,
     "SignatureDoesNotMatch": _BAD_CREDENTIALS,
     "TokenRefreshRequired": _BAD_CREDENTIALS,
     "AuthorizationHeaderMalformed": _OTHER_REGION,
     "PermanentRedirect": _OTHER_REGION,
+    # Passing troubles that Amazon answers with 400.
+    "BadDigest": _BUSY,
+    "IncompleteBody": _BUSY,
+    "RequestTimeout": _BUSY,
+    "ThrottlingException": _BUSY,
 }
+# After these the credentials are looked for anew: somebody may have renewed them.
+_CREDENTIAL_CODES: Final = frozenset(
+    {
+        "ExpiredToken",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+    }
+)
+_KMS: Final[_Sentence] = (
+    StoreRefused,
+    "{where} cannot use its KMS ({code}): correct BASE_ARCHIVE_SSE_KMS_KEY_ID or the key's policy",
+)
 _BY_STATUS: Final[dict[int, _Sentence]] = {
     401: _NO_PERMISSION,
     403: _NO_PERMISSION,
@@ -111,6 +140,11 @@ class Encryption:
 
     algorithm: str
     kms_key_id: str | None = None
+
+
+def make_encryption(algorithm: str | None, kms_key_id: str | None) -> Encryption | None:
+    """Return what BASE_ARCHIVE_SSE and BASE_ARCHIVE_SSE_KMS_KEY_ID ask for; None: nothing."""
+    return None if algorithm is None else Encryption(algorithm=algorithm, kms_key_id=kms_key_id)
 
 
 def open_s3(
@@ -153,17 +187,50 @@ class S3Backend(Backend):
         self._endpoint_url, self._server = _parse_endpoint(environment)
         self._client: Any = None
         self._client_lock = threading.Lock()
+        self._compares_bare_etags: bool | None = None  # None: nothing has shown it yet
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self.endpoint = f"s3://{bucket} at {self._server}"
 
     def put(self, name: str, data: bytes, condition: Condition) -> Token:
         """Send PutObject with the condition's header."""
-        arguments: dict[str, str] = dict(self._encryption)
         match condition:
             case Absent():
-                arguments["IfNoneMatch"] = "*"
+                return self._put(name, data, IfNoneMatch="*")
             case Matches(token):
-                arguments["IfMatch"] = f'"{token}"'
+                return self._replace(name, data, token)
+        return self._put(name, data)
+
+    def _replace(self, name: str, data: bytes, token: Token) -> Token:
+        """Write over the version ``token``, with its ETag as this server wants it."""
+        if self._compares_bare_etags:
+            return self._put(name, data, IfMatch=token)
+        try:
+            written = self._put(name, data, IfMatch=f'"{token}"')
+        except StoreConflict:
+            if self._compares_bare_etags is None and self._finds_bare_etags(name, token):
+                self._compares_bare_etags = True
+                return self._put(name, data, IfMatch=token)
+            raise
+        self._compares_bare_etags = False
+        return written
+
+    def _finds_bare_etags(self, name: str, token: Token) -> bool:
+        """Return whether it was only the quotes that did not match: see the top of this file."""
+        try:
+            if self.get(name).token != token:
+                return False
+        except StoreNotFound:
+            return False
+        probe = PROBE_PREFIX + secrets.token_hex(8)
+        try:
+            self._put(probe, b"", IfMatch=token)
+        except StoreConflict:
+            return True
+        self.delete(probe)  # it takes no notice of a bare ETag: never send it one
+        return False
+
+    def _put(self, name: str, data: bytes, **condition: str) -> Token:
+        arguments = {**self._encryption, **condition}
         try:
             answer = self._call(
                 lambda client: client.put_object(
@@ -172,7 +239,7 @@ class S3Backend(Backend):
                 name,
             )
         except StoreNotFound as error:
-            if not isinstance(condition, Matches):
+            if "IfMatch" not in condition:
                 raise StoreRefused(
                     f"{self.url} at {self._server} takes no objects: check that its bucket exists"
                 ) from error
@@ -249,8 +316,12 @@ class S3Backend(Backend):
         try:
             return call(self._get_client())
         except botocore.exceptions.ClientError as error:
+            if error.response.get("Error", {}).get("Code") in _CREDENTIAL_CODES:
+                self._forget_credentials()
             raise self._explain_answer(error.response, name) from error
         except botocore.exceptions.BotoCoreError as error:
+            if isinstance(error, botocore.exceptions.NoCredentialsError):
+                self._forget_credentials()
             raise self._explain_failure(error) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise self._unreachable(type(error).__name__) from error
@@ -261,6 +332,11 @@ class S3Backend(Backend):
             if self._client is None:
                 self._client = self._make_client()
             return self._client
+
+    def _forget_credentials(self) -> None:
+        """Let the next call look for credentials; calls under way keep the client they have."""
+        with self._client_lock:
+            self._client = None
 
     def _make_client(self) -> Any:
         import boto3  # noqa: PLC0415  (not every archive is in S3)
@@ -301,7 +377,9 @@ class S3Backend(Backend):
         status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         is_server_fault = status == 0 or status >= _SERVER_FAULT_STATUS
         otherwise = _BUSY if is_server_fault else _REFUSED
-        kind, sentence = _BY_CODE.get(code) or _BY_STATUS.get(status) or otherwise
+        is_of_kms = code.startswith("KMS.") and not is_server_fault
+        known = _KMS if is_of_kms else _BY_CODE.get(code)
+        kind, sentence = known or _BY_STATUS.get(status) or otherwise
         where = f"bucket {self._bucket} at {self._server}"
         return kind(sentence.format(where=where, name=name, code=code, status=status))
 

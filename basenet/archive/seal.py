@@ -59,20 +59,27 @@ class SealedLog:
     """
 
     name: str
+    log: LogName
     data: bytes
     archive_epoch: int
     last_ns: TimestampNs
     tip: Head | None
 
 
-def seal_log(batch: Batch, seal: Seal, archive_epoch: int) -> SealedLog:
-    """Return the log object of ``batch``.
+def seal_log(batch: Batch, seal: Seal, archive_epoch: int, *, level: int = 0) -> SealedLog:
+    """Return the log object of ``batch``; ``level`` is above 0 if it was merged from others.
 
     Raises `CorruptionError` if the batch's bytes are not the frames that they are meant to be.
     """
     first = _decode(batch, 0, seal)
     last = first if len(batch.frames) == 1 else _decode(batch, len(batch.frames) - 1, seal)
-    name = LogName(lineage=seal.lineage, start=batch.start, end=batch.end, nanos=first.timestamp_ns)
+    name = LogName(
+        lineage=seal.lineage,
+        start=batch.start,
+        end=batch.end,
+        nanos=first.timestamp_ns,
+        level=level,
+    )
     data = encode_segment(
         shard=seal.names.shard,
         start_seq=batch.start,
@@ -86,6 +93,7 @@ def seal_log(batch: Batch, seal: Seal, archive_epoch: int) -> SealedLog:
     )
     return SealedLog(
         name=seal.names.log(name),
+        log=name,
         data=data,
         archive_epoch=archive_epoch,
         last_ns=last.timestamp_ns,

@@ -17,11 +17,13 @@ from hashlib import sha256
 
 from basenet.archive.facts import SetFacts, naming
 from basenet.errors import PageSetCorrupt
-from basenet.units import GROUP_PAGES, HASH_BYTES, part_groups
+from basenet.units import GROUP_PAGES, HASH_BYTES
+from basenet.wire.merkle import group_hash
 from basenet.wire.pageset import (
     PageSet,
     check_groups,
     decode_block,
+    decode_extents,
     decode_index,
     encode_index,
 )
@@ -49,11 +51,15 @@ class SetReader:
         data = self._inline[: facts.pages.index_len] if index is None else index
         with naming(index_name):
             self._rows = decode_index(data, facts.pages, index_name)
+            extents = decode_extents(data, self._rows, facts.pages, index_name)
             check_groups(self._rows, facts.pages, index_name)
-        self._offsets = array("Q")
-        for number in range(len(facts.pages.parts)):
-            start = 0
-            for group in facts.pages.part_groups_of(number):
+        self._numbers, self._offsets = array("I"), array("Q")
+        self._groups_of: list[list[int]] = [[] for _ in facts.pages.parts]
+        for extent in extents:
+            start = extent.offset
+            self._groups_of[extent.part] += extent.span
+            for group in extent.span:
+                self._numbers.append(extent.part)
                 self._offsets.append(start)
                 start += self._rows[group].stored_size
 
@@ -64,8 +70,7 @@ class SetReader:
 
     def locate(self, group: int) -> tuple[int, int, int]:
         """Return where the block of ``group`` lies: part, first byte in it, and stored size."""
-        number = group // part_groups(self._pages.page_size)
-        return number, self._offsets[group], self._rows[group].stored_size
+        return self._numbers[group], self._offsets[group], self._rows[group].stored_size
 
     def group_hashes(self) -> bytearray:
         """Return the hashes of all groups, end to end, which give the state root of the set."""
@@ -99,16 +104,26 @@ class SetReader:
         """
         with naming(name):
             self._check_part(number, data)
-            start = 0
-            for group in self._pages.part_groups_of(number):
-                size = self._rows[group].stored_size
+            for group in self._groups_of[number]:
+                start, size = self._offsets[group], self._rows[group].stored_size
                 yield self.read_block(group, memoryview(data)[start : start + size], name)
-                start += size
 
-    def get_layout(self, number: int) -> bytes:
-        """Return a hash of what the index says of part ``number``: the same for the same part."""
-        rows = [self._rows[group] for group in self._pages.part_groups_of(number)]
-        return sha256(encode_index(rows)).digest()
+    def groups_of(self, number: int) -> list[int]:
+        """Return the groups whose blocks are read from part ``number``."""
+        return self._groups_of[number]
+
+    def is_group(self, group: int, leaves: bytes) -> bool:
+        """Return whether ``leaves``, end to end, are the leaf hashes of ``group``."""
+        return group_hash(leaves) == self._rows[group].group_hash
+
+    def list_blocks(self, number: int) -> frozenset[bytes]:
+        """Return a hash of each block that the index says is in part ``number``, and where."""
+        return frozenset(
+            sha256(
+                b"%d %d %s" % (group, self._offsets[group], encode_index([self._rows[group]]))
+            ).digest()[:16]
+            for group in self._groups_of[number]
+        )
 
     def _check_part(self, number: int, data: bytes | memoryview) -> None:
         part = self._pages.parts[number]

@@ -5,7 +5,7 @@ nothing is left behind by a crash. They are used from worker threads, one at a t
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Final
@@ -75,18 +75,20 @@ class BlockSpool:
         """Return the block of ``group``."""
         return self._spool.read(self._offsets[group], self.sizes[group])
 
-    def join(self, groups: range) -> bytes:
+    def join(self, groups: Sequence[int]) -> bytes:
         """Return the blocks of ``groups``, end to end."""
         pieces = []
-        first = groups.start
+        start = behind = 0
         for group in groups:
-            is_last = group + 1 == groups.stop
-            behind = self._offsets[group] + self.sizes[group]
             # Blocks that lie behind one another, mostly all, are read at once: a part is large.
-            if is_last or self._offsets[group + 1] != behind:
-                start = self._offsets[first]
-                pieces.append(self._spool.read(start, behind - start))
-                first = group + 1
+            if self._offsets[group] != behind:
+                if behind > start:
+                    pieces.append(self._spool.read(start, behind - start))
+                start = self._offsets[group]
+                behind = start
+            behind += self.sizes[group]
+        if behind > start:
+            pieces.append(self._spool.read(start, behind - start))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def cut(self, groups: int) -> None:

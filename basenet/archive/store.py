@@ -31,7 +31,7 @@ from basenet.archive.port import (
     check_name,
 )
 from basenet.archive.remote import Limits
-from basenet.archive.s3 import Encryption, open_s3
+from basenet.archive.s3 import Encryption, make_encryption, open_s3
 from basenet.archive.unconditional import UnconditionalStore
 from basenet.errors import UsageError
 
@@ -47,6 +47,7 @@ __all__ = [
     "StoreRefused",
     "StoreUnavailable",
     "Token",
+    "make_encryption",
     "open_store",
 ]
 

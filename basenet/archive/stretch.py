@@ -19,6 +19,18 @@ everything that reaches it is opened:
     epoch 1   [1 .. 40][41 .. 60][61 .. 90]         equal up to 52, a fork at 53
     epoch 2                [51 .. 70]
     used       1 .. 40  41..52 53..70               orphaned: 53 .. 60 and 61 .. 90 of epoch 1
+
+*Merged* objects (`basenet.archive.compact`) hold the frames of others on purpose, and are named so,
+by a level. Where the names of all that overlap form a tree (each lies whole within one of a higher
+level, and none beside it overlaps it) the root speaks for all, and nothing is opened for it::
+
+    level 0    [33][34] ... [63][64]  [65][66][67]
+    level 1    [33 .............. 64]                   used: 33 .. 64, 65, 66, 67
+
+Anything else there (two writers that merged across one another, a stale one's late object) is no
+tree: then it is the overlap that it would be without levels, and all of it is opened. A merged
+object carries the highest archive epoch of what it was made from, which is that of its last source,
+so the rule above says of it what it says of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,11 +59,56 @@ class Stretch:
     orphans: tuple[Span, ...] = ()
 
 
-def find_doubtful(items: Sequence[LogItem], facts: Mapping[str, LogFacts]) -> list[LogItem]:
+def find_covered(items: Sequence[LogItem]) -> dict[LogItem, LogItem]:
+    """Return which of ``items``, of one lineage, need no look, and the merged object that says so.
+
+    A merged object covers others where all that overlaps it forms a tree, by ranges and levels.
+    """
+    if not any(item.log.level for item in items):
+        return {}
+    ordered = sorted(items, key=lambda item: (item.log.start, -item.log.end, -item.log.level))
+    covered: dict[LogItem, LogItem] = {}
+    cluster: list[LogItem] = []
+    end = -1
+    for item in ordered:
+        if item.log.start > end:
+            covered |= _cover(cluster)
+            cluster = []
+        cluster.append(item)
+        end = max(end, item.log.end)
+    return covered | _cover(cluster)
+
+
+def _cover(cluster: Sequence[LogItem]) -> dict[LogItem, LogItem]:
+    """Return who of ``cluster``, which hangs together, is covered by its root: all, or nobody."""
+    path: list[LogItem] = []
+    for item in cluster:
+        while path and path[-1].log.end < item.log.start:
+            path.pop()
+        if path:
+            above = path[-1].log
+            if item.log.end > above.end or item.log.level >= above.level:
+                return {}
+        path.append(item)
+    return dict.fromkeys(cluster[1:], cluster[0]) if cluster else {}
+
+
+def list_visible(items: Sequence[LogItem]) -> list[LogItem]:
+    """Return ``items`` without those that a merged object covers."""
+    covered = find_covered(items)
+    return [item for item in items if item not in covered]
+
+
+def find_doubtful(
+    items: Sequence[LogItem], facts: Mapping[str, LogFacts], *, is_thorough: bool = False
+) -> list[LogItem]:
     """Return the log objects that must be opened next; none: `resolve` has what it needs.
 
     ``items``: those of one lineage, by start; ``facts``: of the objects that were opened, by name.
+    ``is_thorough``: what merged objects cover is opened and compared, too.
     """
+    if not is_thorough:
+        items = list_visible(items)
     overlapping = _find_overlapping(items)
     unopened = [item for item in overlapping if item.name not in facts]
     if unopened or not overlapping:
@@ -62,11 +119,15 @@ def find_doubtful(items: Sequence[LogItem], facts: Mapping[str, LogFacts]) -> li
     return [item for item in items if item.log.end >= fork and item.name not in facts]
 
 
-def resolve(items: Sequence[LogItem], facts: Mapping[str, LogFacts]) -> Stretch:
+def resolve(
+    items: Sequence[LogItem], facts: Mapping[str, LogFacts], *, is_thorough: bool = False
+) -> Stretch:
     """Return who speaks for which frames, once `find_doubtful` asks for nothing more.
 
     Raises `ConflictError` for two histories under one archive epoch.
     """
+    if not is_thorough:
+        items = list_visible(items)
     overlapping = _find_overlapping(items)
     fork = _find_fork(overlapping, facts) if overlapping else None
     if fork is None:

@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from basenet.archive.catalog import read_catalog
+from basenet.archive.catalog import LogItem, read_catalog
 from basenet.archive.facts import TipFacts, make_log_facts, open_log, open_tip
 from basenet.archive.fetch import Fetcher
 from basenet.archive.names import LOG_FOLDER_SEQS, LogName, ShardNames
 from basenet.archive.plan import list_lineages
-from basenet.archive.port import Entry, Store, StoreNotFound
+from basenet.archive.port import Store, StoreNotFound
 from basenet.archive.seal import TwoHistories
+from basenet.archive.stretch import list_visible
 from basenet.errors import ConflictError, CorruptionError
 from basenet.units import FrameHash, Lineage, Seq
 
@@ -59,20 +60,24 @@ async def find_reached(store: Store, names: ShardNames, own: Own, fetcher: Fetch
     """
     tip = await _read_tip(names, fetcher)
     reached, archive_epoch = own.archived_seq, tip.signed.archive_epoch if tip else _NO_EPOCH
-    logs = await _list_logs(store, names, own)
+    logs = await _list_logs(store, names, own, reached + 1)
+    if logs and logs[0].log.start > reached + 1:
+        # A merged object may begin below our watermark and hold what seems to be missing.
+        logs = await _list_logs(store, names, own, 0)
     if not logs and reached < own.genesis_seq:
         await _require_room(store, names, own)
-    for log, entry in logs:
+    for item in logs:
+        log = item.log
         if log.end <= reached:
             continue
         facts = make_log_facts(
-            open_log(await fetcher.get(entry.name), entry.name, log, names), entry.name, log
+            open_log(await fetcher.get(item.name), item.name, log, names), item.name, log
         )
         archive_epoch = max(archive_epoch, facts.signed.archive_epoch)
         for seq, digest in (await own.hashes(log.start, log.end)).items():
             if facts.hash(seq) != digest:
                 raise TwoHistories(
-                    f"two final histories: object {entry.name} holds another frame {seq} than this "
+                    f"two final histories: object {item.name} holds another frame {seq} than this "
                     "node made final with its peers; keep both, stop this cluster and run "
                     "`basenet verify` on the archive"
                 )
@@ -94,17 +99,19 @@ async def _read_tip(names: ShardNames, fetcher: Fetcher) -> TipFacts | None:
         return None  # it is written anew
 
 
-async def _list_logs(store: Store, names: ShardNames, own: Own) -> list[tuple[LogName, Entry]]:
-    """Return the log objects that begin above our watermark, ascending."""
+async def _list_logs(store: Store, names: ShardNames, own: Own, start: int) -> list[LogItem]:
+    """Return the log objects that begin at ``start`` or above, ascending.
+
+    What a merged one covers is left out.
+    """
     folder = f"{names.lineage(own.lineage)}log/"
-    start = own.archived_seq + 1
     after = f"{folder}{start // LOG_FOLDER_SEQS:016d}/{start:020d}"
     found = []
     async for entry in store.list(folder, start_after=after):
         parsed = names.parse(entry.name)
         if isinstance(parsed, LogName):
-            found.append((parsed, entry))
-    return found
+            found.append(LogItem(name=entry.name, size=entry.size, log=parsed))
+    return list_visible(found)
 
 
 async def _require_room(store: Store, names: ShardNames, own: Own) -> None:

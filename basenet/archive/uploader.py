@@ -117,6 +117,10 @@ OnArchived = Callable[[Seq, int], Awaitable[None]]
 """Awaited with the archived seq and the time of day in ns; what it raises ends the archive."""
 
 
+OnStored = Callable[[SealedLog, int], None]
+"""Called with each log object that is in the archive now, and with the bytes of its frames."""
+
+
 Prove = Callable[[Batch], Awaitable[Batch]]
 """Returns a batch with what proves it final, longer or shorter so that it ends where a proof is."""
 
@@ -138,9 +142,11 @@ class Uploader:
         settings: UploadSettings | None = None,
         clock: Clock = SYSTEM_CLOCK,
         prove: Prove | None = None,
+        on_stored: OnStored | None = None,
     ) -> None:
         """Take over ``backlog``; ``trusted`` are the keys whose objects are believed."""
         self._prove = prove
+        self._on_stored = on_stored
         self._store = store
         self._seal = seal
         self._lease = lease
@@ -311,7 +317,9 @@ class Uploader:
         sealed: SealedLog | None = None
         while True:
             try:
-                archive_epoch = await self._in_time(self._lease.ensure, LEASE_SECONDS)
+                # A lease that is still another's is waited for; ours is a request or two.
+                lease_s = seconds_for(0) if self._lease.is_held else LEASE_SECONDS
+                archive_epoch = await self._in_time(self._lease.ensure, lease_s)
                 if sealed is None or sealed.archive_epoch != archive_epoch:
                     sealed = await self._seal_log(batch, archive_epoch)
                 await self._put(batch, sealed)
@@ -375,6 +383,8 @@ class Uploader:
         self._last_name = sealed.name
         self._state = ArchiveState.SHIPPING
         self._backoff.reset()
+        if self._on_stored is not None:
+            self._on_stored(sealed, batch.size)
         await self._on_archived(self._archived_seq, now_ns)
         if sealed.tip is not None:
             self._tip.offer(sealed.tip, _proof_of(sealed.tip, batch))

@@ -4,11 +4,18 @@ Import this only where a bar is drawn: loading rich takes longer than a small re
 """
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 
 class Bar:
-    """Bytes done of bytes in all, and how fast."""
+    """Bytes done of bytes in all, how fast, and how long it still takes."""
 
     def __init__(self, what: str, total: int) -> None:
         """Begin to show ``what`` of ``total`` bytes; `close` ends it."""
@@ -17,6 +24,7 @@ class Bar:
             BarColumn(),
             DownloadColumn(binary_units=True),
             TransferSpeedColumn(),
+            TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
         )

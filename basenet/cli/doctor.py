@@ -26,7 +26,13 @@ import trio
 
 from basenet.archive import probe
 from basenet.archive.keyring import make_reading_keyring
-from basenet.archive.store import Store, StoreConflict, StoreNotFound, open_store
+from basenet.archive.store import (
+    Store,
+    StoreConflict,
+    StoreNotFound,
+    make_encryption,
+    open_store,
+)
 from basenet.cli import output
 from basenet.config import Config, ConfigurationError, load
 from basenet.config.location import ArchiveScheme
@@ -289,7 +295,10 @@ def _check_archive(config: Config, environment: Mapping[str, str]) -> list[Findi
     try:
         identity = config.archive_identity
         keyring = make_reading_keyring(identity.reveal() if identity else None)
-        store = open_store(config.archive.url, environment=chosen, keyring=keyring)
+        encryption = make_encryption(config.archive_sse, config.archive_sse_kms_key_id)
+        store = open_store(
+            config.archive.url, environment=chosen, encryption=encryption, keyring=keyring
+        )
     except BasenetError as error:
         return [*findings, fail("archive", str(error), "correct what it names")]
     is_new = config.archive.scheme is ArchiveScheme.FILE and not config.archive.directory.exists()

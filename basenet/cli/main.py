@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "query": "Ask a past moment of a database, without restoring it.",
     "diff": "Show which tables and rows changed between two moments.",
     "verify": "Read a whole archive and prove it, or name what is wrong.",
+    "archive": "List and count an archive's objects, delete what nobody needs.",
     "status": "Show how far each shard has come.",
     "wait": "Return when a commit is archived or final.",
     "shards": "List the shards of a running node.",

@@ -108,14 +108,18 @@ def list_command(
         except BasenetError as error:
             broken[f"{path.parent.name}/{path.stem}"] = str(error)
     known = {bundle.id for bundle in bundles} | set(broken)
+    rows = [row for row in _read_index(place.data_dir, shard) if row.id not in known]
+    copies = {row.id: row.path for row in rows if not row.commits and Path(row.path).exists()}
     missing = {
         row.id: f"the journal knows its {row.commits} commits, and {row.path} is gone"
-        for row in _read_index(place.data_dir, shard)
-        if row.id not in known
+        for row in rows
+        if row.id not in copies
     }
     if as_json:
         listed = [_describe(bundle) for bundle in bundles]
-        output.print_json({"orphans": listed, "damaged": broken, "missing": missing})
+        output.print_json(
+            {"orphans": listed, "damaged": broken, "missing": missing, "copies": copies}
+        )
         return int(bool(broken))
     if bundles:
         output.print_table(
@@ -133,8 +137,10 @@ def list_command(
                 for bundle in bundles
             ],
         )
-    elif not broken and not missing:
+    elif not broken and not rows:
         output.say(f"there are no orphan bundles in {place.folder}")
+    for copy in copies.values():
+        output.say(f"a whole database that was put aside: {copy}")
     for identity, problem in (broken | missing).items():
         output.say(f"! {identity}: {problem}")
     return int(bool(broken))

@@ -154,7 +154,7 @@ async def _run_until_told(action: Callable[[], Awaitable[_Result]]) -> _Result:
     if failure is not None:
         raise failure
     if not results:
-        raise UnavailableError("stopped by a signal; nothing was left behind")
+        raise UnavailableError("stopped by a signal")
     return results[0]
 
 

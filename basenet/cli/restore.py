@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,7 @@ import click
 from basenet.archive.catalog import find_shard, list_shards, read_catalog
 from basenet.archive.fetch import Fetcher
 from basenet.archive.names import ShardNames
+from basenet.archive.partial import get_partial_path
 from basenet.archive.place import Place
 from basenet.archive.plan import Wish, list_lineages
 from basenet.archive.port import Store
@@ -21,7 +22,7 @@ from basenet.cli import output
 from basenet.cli.listing import format_moment, show_moments
 from basenet.cli.reading import LazyBar, open_archive, read_trust, run, trust_option
 from basenet.config import Config, load
-from basenet.errors import UsageError
+from basenet.errors import UnavailableError, UsageError
 from basenet.units import LINEAGE_BYTES, Lineage, Seq, ShardId, TimestampNs, parse_shard_id
 
 _NS_PER_SECOND: Final = 1_000_000_000
@@ -57,6 +58,17 @@ _MOMENT = re.compile(
     "--list", "is_listing", is_flag=True, help="Show which moments can be restored; no OUT."
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be restored, and from what.")
+@click.option(
+    "--follow",
+    "is_following",
+    is_flag=True,
+    help="Keep OUT up to date, for readers, until SIGTERM; go on with a copy that is there.",
+)
+@click.option(
+    "--interval",
+    metavar="DURATION",
+    help="With --follow: how often to ask for news.  [default: 1s]",
+)
 @trust_option
 @output.json_option
 def command(
@@ -75,6 +87,8 @@ def command(
     if_archive_exists: bool,
     is_listing: bool,
     dry_run: bool,
+    is_following: bool,
+    interval: str | None,
     trusted_keys: Path | None,
     as_json: bool,
 ) -> None:
@@ -82,6 +96,9 @@ def command(
 
     Everything that is used is verified: signatures, the chain of frames, and at the end the state
     root. OUT appears whole or not at all, and nothing is ever overwritten without --force.
+
+    With --follow it stays and keeps OUT up to date: other programs may read OUT all the time, and
+    none can write to it. With --json it then prints one document a line.
     """
     if is_listing:
         if out is not None or len(places) > (archive is None):
@@ -105,30 +122,77 @@ def command(
     )
     if to_seq is not None and to_time is not None:
         raise UsageError("--to-seq and --to-time exclude each other; write one of them")
+    if is_following:
+        _refuse_with_follow(
+            {
+                "--to-seq": to_seq is not None,
+                "--to-time": to_time is not None,
+                "--expect-seq": expect_seq is not None,
+                "--if-not-exists": if_not_exists,
+                "--if-archive-exists": if_archive_exists,
+                "--dry-run": dry_run,
+            }
+        )
+    elif interval is not None:
+        raise UsageError("--interval is for --follow; write both or neither")
     place = Place(out, force=force)
     if if_not_exists and place.is_taken and not dry_run:
         _print_taken(place, as_json=as_json)
         return
     config = load(os.environ, arguments={"BASE_SERVICE": service} if service else None)
     shard_id = None if shard is None else parse_shard_id(shard)
-    with LazyBar("restoring", is_shown=not as_json and sys.stderr.isatty()) as bar:
-        report = run(
-            lambda: _restore(
-                config,
-                archive,
-                shard_id,
-                place,
-                wish=wish,
-                dry_run=dry_run,
-                if_archive_exists=if_archive_exists,
-                trusted_keys=trusted_keys,
-                on_progress=lambda progress: bar.show(progress.bytes_done, progress.bytes_total),
-            )
+    if is_following:
+        from basenet.cli.following import run_follow  # noqa: PLC0415  (a restore needs no SQLite)
+
+        run_follow(
+            config,
+            archive,
+            shard_id,
+            place,
+            lineage=wish.lineage,
+            interval=interval,
+            trusted_keys=trusted_keys,
+            as_json=as_json,
         )
+        return
+    try:
+        with LazyBar("restoring", is_shown=not as_json and sys.stderr.isatty()) as bar:
+            report = run(
+                lambda: _restore(
+                    config,
+                    archive,
+                    shard_id,
+                    place,
+                    wish=wish,
+                    dry_run=dry_run,
+                    if_archive_exists=if_archive_exists,
+                    trusted_keys=trusted_keys,
+                    on_progress=lambda done: bar.show(done.bytes_done, done.bytes_total),
+                )
+            )
+    except UnavailableError as error:
+        raise _tell_kept(error, place) from error
     if report is None:
         _print_absent(place, as_json=as_json)
     else:
         _print_report(report, as_json=as_json)
+
+
+def _refuse_with_follow(given: Mapping[str, bool]) -> None:
+    for name, is_given in given.items():
+        if is_given:
+            raise UsageError(f"--follow keeps the newest state, so {name} does not go with it")
+
+
+def _tell_kept(error: UnavailableError, place: Place) -> UnavailableError:
+    """Return ``error``, with what was kept if something was."""
+    path = get_partial_path(place)
+    if not path.exists():
+        return error
+    return UnavailableError(
+        f"{str(error).rstrip('.')}; what is proven already is kept in {path}, and the same command "
+        "goes on with it"
+    )
 
 
 async def _restore(
@@ -159,6 +223,7 @@ async def _restore(
             wish=wish,
             dry_run=dry_run,
             on_progress=on_progress,
+            is_resumable=True,
             fetcher=Fetcher(store, retry_seconds=config.retry_deadline_seconds),
         )
     finally:
@@ -246,6 +311,8 @@ def _print_report(report: RestoreReport, *, as_json: bool) -> None:
     if report.is_dry_run:
         output.print_facts({**facts, "to": f"{report.path} (dry run: nothing was written)"})
         return
+    if report.kept_bytes:
+        facts["from"] += f", {output.format_size(report.kept_bytes)} of it kept from before"
     rate = report.database_bytes / max(report.seconds, 1e-9)
     facts["to"] = (
         f"{report.path}, {output.format_size(report.database_bytes)} in "
@@ -270,6 +337,7 @@ def _make_document(report: RestoreReport) -> dict[str, object]:
         "log_objects": list(report.log_objects),
         "objects": report.objects,
         "stored_bytes": report.stored_bytes,
+        "kept_bytes": report.kept_bytes,
         "database_bytes": report.database_bytes,
         "seconds": report.seconds,
         "moved": [str(path) for path in report.moved],

@@ -1,4 +1,4 @@
-"""``basenet shards``: which databases a daemon serves, and under which ids."""
+"""``basenet shards``: which databases a daemon serves, and what counts where a file is in doubt."""
 
 from pathlib import Path
 
@@ -6,14 +6,23 @@ import click
 
 from basenet.cli import output
 from basenet.cli.target import make_client, target_options
+from basenet.control.reset import Keep, ResetCommand
 from basenet.control.surface import ShardStatus
+from basenet.errors import UsageError
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @target_options
 @output.json_option
-def command(*, data_dir: Path | None, url: str | None, as_json: bool) -> None:
-    """List the shards of a running node."""
+@click.pass_context
+def command(
+    context: click.Context, *, data_dir: Path | None, url: str | None, as_json: bool
+) -> None:
+    """List the shards of a running node, or decide about one of them."""
+    if context.invoked_subcommand is not None:
+        if as_json or data_dir is not None or url is not None:
+            raise UsageError("write the options of shards behind its subcommand, not before it")
+        return
     shards = make_client(data_dir, url).get_node_status().shards
     if as_json:
         output.print_json({"shards": [_document(shard) for shard in shards]})
@@ -31,6 +40,47 @@ def command(*, data_dir: Path | None, url: str | None, as_json: bool) -> None:
             for shard in shards
         ],
     )
+
+
+@command.command("reset", short_help="Say what counts where a shard's file is in doubt.")
+@click.argument("shard", metavar="ID")
+@click.option(
+    "--keep",
+    type=click.Choice([keep.value for keep in Keep]),
+    required=True,
+    help="chain: set the file aside and make it anew from the other nodes. "
+    "file: take what differs for commits of this node.",
+)
+@click.option(
+    "--force",
+    "is_forced",
+    is_flag=True,
+    help="Also where commits are not final yet or an application has the file open.",
+)
+@target_options
+@output.json_option
+def reset(
+    *,
+    shard: str,
+    keep: str,
+    is_forced: bool,
+    data_dir: Path | None,
+    url: str | None,
+    as_json: bool,
+) -> None:
+    """Say what counts on this node where the file of a shard is not the shard's own.
+
+    For a node of a cluster that says `stopped` (another file lies at the path) or `refused` (the
+    file has rows of its own), or whose file is to be made anew. Nothing is deleted: with --keep
+    chain the file and its log go into a folder beside it, with --keep file what does not become
+    final is kept as an orphan. What this node voted is kept in either case.
+    """
+    reset_command = ResetCommand(keep=Keep(keep), is_forced=is_forced)
+    done = make_client(data_dir, url).reset(shard, reset_command)
+    if as_json:
+        output.print_json({"shard": shard, "keep": keep, "done": done})
+    else:
+        click.echo(done)
 
 
 def _document(shard: ShardStatus) -> dict[str, object]:

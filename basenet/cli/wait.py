@@ -23,6 +23,17 @@ _NAMED_MAX = 10
 @click.command()
 @click.option("--seq", type=click.IntRange(min=0), help="Wait for this seq.")
 @click.option("--now", is_flag=True, help="Wait for what is committed at this moment.")
+@click.option(
+    "--generation",
+    metavar="TEXT",
+    help="What --print-generation said before the commit: fail with 4 if it may be lost since.",
+)
+@click.option(
+    "--print-generation",
+    "is_generation_wanted",
+    is_flag=True,
+    help="Wait for nothing: print the shard's generation on this node, for a wait later.",
+)
 @click.option("--shard", help="The shard; not needed where there is only one.")
 @click.option(
     "--level",
@@ -36,6 +47,8 @@ def command(
     *,
     seq: int | None,
     now: bool,
+    generation: str | None,
+    is_generation_wanted: bool,
     shard: str | None,
     level: str | None,
     timeout: str,
@@ -43,18 +56,51 @@ def command(
     url: str | None,
     as_json: bool,
 ) -> None:
-    """Return when a commit is archived or final; fail with 1 when the time is up."""
-    if now == (seq is not None):
-        raise UsageError("say what to wait for: either --seq N or --now")
+    """Return when a commit is archived or final; fail with 1 when the time is up.
+
+    A node that was deposed rolls back what lost, and may write again soon: it then answers for what
+    it holds now. Ask for the generation before the commit (--print-generation) and name it here
+    (--now --generation) to be told instead that the commit may be lost.
+    """
+    _check(seq=seq, now=now, generation=generation, is_generation_wanted=is_generation_wanted)
     client = make_client(data_dir, url)
     shard = shard or _get_only_shard(client)
+    if is_generation_wanted:
+        _print_generation(client.get_shard_status(shard).generation, as_json=as_json)
+        return
     result = client.wait(
-        shard, seq, None if level is None else Level(level), parse_duration(timeout)
+        shard,
+        seq,
+        None if level is None else Level(level),
+        parse_duration(timeout),
+        generation or None,
     )
     if as_json:
         output.print_json(msgspec.to_builtins(result))
     else:
         click.echo(f"shard {result.shard} is {result.level} up to seq {result.seq}")
+
+
+def _check(
+    *, seq: int | None, now: bool, generation: str | None, is_generation_wanted: bool
+) -> None:
+    if is_generation_wanted:
+        if now or seq is not None or generation is not None:
+            raise UsageError(
+                "--print-generation waits for nothing: leave --seq, --now and the rest"
+            )
+    elif now == (seq is not None):
+        raise UsageError("say what to wait for: either --seq N or --now")
+    elif generation is not None and not now:
+        raise UsageError("--generation tells of commits of this node: it goes with --now")
+
+
+def _print_generation(generation: str | None, *, as_json: bool) -> None:
+    """Print it; a node alone undoes nothing, so that it has none and none is needed."""
+    if as_json:
+        output.print_json({"generation": generation})
+    else:
+        click.echo(generation or "")
 
 
 def _get_only_shard(client: DaemonClient) -> str:

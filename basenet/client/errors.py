@@ -40,9 +40,20 @@ class DaemonUnavailable(ClientError):  # noqa: N818
 
 
 class CommitOrphaned(ClientError):  # noqa: N818
-    """The commit lost: another history became final. The node keeps it as an orphan bundle."""
+    """The commit lost: another history became final. The node keeps it as an orphan bundle.
+
+    It is also raised when only something near it is known to be lost: a commit that this connection
+    waits for and that was made on this node shortly before. Then look whether the commit is there.
+    ``bundles``: where it is kept, as far as the daemon said so (`basenet orphans show ID`).
+    """
 
     code = "orphaned"
+
+    def __init__(
+        self, sentence: str, *, bundles: tuple[str, ...] = (), is_committed: bool = False
+    ) -> None:
+        super().__init__(sentence, is_committed=is_committed)
+        self.bundles = bundles
 
 
 class LineageChanged(ClientError):  # noqa: N818

@@ -18,6 +18,7 @@ _PRAGMA: Final = re.compile(r"pragma\s+(?:[\w\"'`\[\]]+\s*\.\s*)?\"?(\w+)", re.I
 _READERS: Final = frozenset(
     {"select", "values", "explain", "with", "begin", "savepoint", "attach", "detach", "rollback"}
 )
+_BEGINNERS: Final = frozenset({"begin", "savepoint", "with"})
 _WRITING_PRAGMAS: Final = frozenset(
     {"application_id", "incremental_vacuum", "optimize", "schema_version", "user_version"}
 )
@@ -38,6 +39,11 @@ def is_reader(sql: str) -> bool:
         pragma = _PRAGMA.match(sql, start.end() if start else 0)
         return pragma is None or pragma[1].lower() not in _WRITING_PRAGMAS
     return not word or word in _READERS
+
+
+def may_begin(sql: str) -> bool:
+    """Return whether ``sql`` may begin a transaction that writes, or be one by itself."""
+    return not is_reader(sql) or get_first_word(sql) in _BEGINNERS
 
 
 def has_committed(sql: str, *, was_open: bool, is_open: bool, has_changed_rows: bool) -> bool:

@@ -6,7 +6,8 @@ Theory of operation
 Everything is as in `sqlite3`, but that each call that commits goes on to wait: `commit`, the end of
 a ``with`` block, COMMIT, and a statement that commits by itself because no transaction is open.
 First SQLite commits, then the daemon is asked. If the second fails, the first stays done, and the
-error says so (``is_committed``).
+error says so (``is_committed``). What is asked before a transaction, at most once a second, only
+makes the answer of the wait one about this very commit (`client.waiting`); it never stops one.
 
 A statement with RETURNING that runs by itself commits when its last row was read. So its rows are
 read at once and kept in the cursor, and then the commit is waited for.
@@ -20,7 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from basenet.client.errors import ClientError
-from basenet.client.statements import has_committed, is_reader
+from basenet.client.statements import has_committed, is_reader, may_begin
 from basenet.client.waiting import TIMEOUT_SECONDS, Level, Reached, Waiter, find_place
 from basenet.errors import UsageError
 
@@ -103,8 +104,14 @@ class Connection(sqlite3.Connection):
         patience_s = self.timeout_s if timeout_s is None else timeout_s
         self._waiter.wait_applied(cookie, patience_s)
 
+    def before_commit(self) -> None:
+        """Ask in which generation the next transaction commits, unless nobody is to be asked."""
+        if self.level is not Level.LOCAL:
+            self._waiter.before_commit()
+
     def wait_committed(self) -> None:
         """Wait for what was just committed, as ``level`` says; errors say that it is committed."""
+        self._waiter.on_commit()
         if self.level is Level.LOCAL:
             return
         try:
@@ -128,6 +135,8 @@ class Connection(sqlite3.Connection):
     def commit(self) -> None:
         """Commit, then return when the commit has reached the level."""
         was_open = self.in_transaction
+        if was_open and self._waiter.generation is None:
+            self.before_commit()  # begun by something else than our cursors
         super().commit()
         if was_open:
             self.wait_committed()
@@ -184,7 +193,7 @@ class Cursor(sqlite3.Cursor):
 
     def execute(self, sql: str, parameters: Any = (), /) -> Self:
         """See `sqlite3.Cursor.execute`."""
-        before = self._begin()
+        before = self._begin(sql)
         super().execute(sql, parameters)
         if not self._owner.in_transaction and self.description is not None and not is_reader(sql):
             self._rows = iter(super().fetchall())
@@ -193,20 +202,22 @@ class Cursor(sqlite3.Cursor):
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> Self:
         """See `sqlite3.Cursor.executemany`."""
-        before = self._begin()
+        before = self._begin(sql)
         super().executemany(sql, parameters)
         self._end(sql, *before)
         return self
 
     def executescript(self, sql_script: str, /) -> Self:
         """See `sqlite3.Cursor.executescript`."""
-        self._begin()
+        self._begin("begin")
         super().executescript(sql_script)
         self._owner.wait_committed()
         return self
 
-    def _begin(self) -> tuple[bool, int]:
+    def _begin(self, sql: str) -> tuple[bool, int]:
         self._rows = None
+        if not self._owner.in_transaction and may_begin(sql):
+            self._owner.before_commit()
         return self._owner.in_transaction, self._owner.total_changes
 
     def _end(self, sql: str, was_open: bool, changes: int) -> None:  # noqa: FBT001  (from _begin)

@@ -14,12 +14,21 @@ The daemon is asked for *now*: it captures what is committed at that moment and 
 has reached the level. This connection's commit was before the question, so it is covered, whatever
 else was committed meanwhile.
 
+Unless it is gone: a node that was deposed, lost the commit, rolled it back and writes again would
+answer for a database without it. So before a transaction begins the daemon is asked for its
+*generation*, which ends when something is undone on that node, and the wait names it: then the
+answer is `CommitOrphaned`. A busy connection has it from its last wait. An old one is as good, but
+that what was undone before the commit is taken to have hit it; so one second is the oldest, as long
+as nothing waits to be waited for.
+
 Which shard the database is, is found by its file: the daemon lists its shards with their paths. In
 another mount namespace paths differ, and the shard is named instead.
 """
 
+import contextlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -44,6 +53,10 @@ TIMEOUT_SECONDS: Final = 30.0
 # How much longer than the daemon we wait, so that its own time-out, which says more, comes first.
 _MARGIN_SECONDS: Final = 5.0
 _ASK_SECONDS: Final = 10.0
+# The application waits for this before it may write, and can do without.
+_GENERATION_SECONDS: Final = 2.0
+# To be deposed, to lose a commit and to write again takes longer than a lease.
+_FRESH_SECONDS: Final = 1.0
 _OK: Final = 200
 _NOT_FOUND: Final = 404
 _UNAVAILABLE: Final = 503
@@ -62,12 +75,14 @@ class Level(StrEnum):
 class Reached:
     """What a wait was granted: everything at or below ``seq`` of ``lineage`` is at its level.
 
-    ``cookie`` names that place to a reader elsewhere.
+    ``cookie`` names that place to a reader elsewhere. ``generation``: the daemon's, for what is
+    committed from now on.
     """
 
     seq: int
     lineage: str
     cookie: str
+    generation: str | None = None
 
 
 def find_place(path: Path, daemon: str | os.PathLike[str] | None) -> Place:
@@ -114,17 +129,70 @@ class Waiter:
         self._exchange = Exchange(place)
         self._shard = shard
         self._is_named = shard is not None
+        self._generation: str | None = None
+        self._read_s = -_FRESH_SECONDS
+        self._is_owed = False
 
     def close(self) -> None:
         """End the connection to the daemon."""
         self._exchange.close()
+
+    @property
+    def generation(self) -> str | None:
+        """The generation in which the next wait believes all that was committed; None: unknown."""
+        return self._generation
+
+    def before_commit(self) -> None:
+        """Learn the generation in which the next commit is made; to be called before it.
+
+        Raises nothing: without an answer the older one counts.
+        """
+        now = time.monotonic()
+        # What is still to be waited for was committed in the older one.
+        if self._is_owed and self._generation is not None:
+            return
+        if now - self._read_s < _FRESH_SECONDS:
+            return
+        with contextlib.suppress(ClientError):
+            generation = self._read_generation()
+            self._generation = self._generation if generation is None else generation
+            self._read_s = now
+        if self._generation is not None:
+            self._read_s = now  # one that does not answer is not asked at every transaction
+
+    def _read_generation(self) -> str | None:
+        """Return the present one; None: a node alone has none, or it is not known yet."""
+        if self._shard is None:
+            self._shard = self._find_shard()
+        path = f"/v1/shards/{quote(self._shard, safe='')}"
+        answer = self._exchange.get(path, _GENERATION_SECONDS)
+        body = self._decode(answer)
+        if answer.status != _OK:
+            raise _make_error(answer.status, body, "")
+        generation = body.get("generation")
+        return generation if isinstance(generation, str) else None
+
+    def on_commit(self) -> None:
+        """Learn that something was committed, which is to be waited for by whoever waits next."""
+        self._is_owed = True
 
     def wait_now(self, level: Level, timeout_s: float) -> Reached:
         """Return once what is committed at this moment is at ``level``, final or archived.
 
         Raises `NotFinal` when the time is up, and the other errors of `client.errors`.
         """
-        return self._wait({"now": "1"}, level.value, timeout_s)
+        target = {"now": "1"}
+        if self._generation is not None:
+            target["generation"] = self._generation
+        try:
+            reached = self._wait(target, level.value, timeout_s)
+        except CommitOrphaned:
+            # That is told now; what is committed next is another matter.
+            self._is_owed, self._generation, self._read_s = False, None, -_FRESH_SECONDS
+            raise
+        self._is_owed = False
+        self._generation, self._read_s = reached.generation, time.monotonic()
+        return reached
 
     def wait_applied(self, cookie: str, timeout_s: float) -> Reached:
         """Return once the commit that ``cookie`` names is in this database; errors as above."""
@@ -140,8 +208,12 @@ class Waiter:
         if answer.status != _OK:
             raise _make_error(answer.status, body, level)
         try:
+            generation = body.get("generation")
             return Reached(
-                seq=int(body["seq"]), lineage=str(body["lineage"]), cookie=str(body["cookie"])
+                seq=int(body["seq"]),
+                lineage=str(body["lineage"]),
+                cookie=str(body["cookie"]),
+                generation=None if generation is None else str(generation),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise self._strange() from error
@@ -201,7 +273,9 @@ def _make_error(status: int, body: Mapping[str, Any], level: str) -> ClientError
         seq = body.get("target_seq")
         return NotFinal(sentence, level=level, seq=seq if isinstance(seq, int) else None)
     if code == CommitOrphaned.code:
-        return CommitOrphaned(sentence)
+        bundles = body.get("bundles")
+        named = tuple(map(str, bundles)) if isinstance(bundles, list) else ()
+        return CommitOrphaned(sentence, bundles=named)
     if code == LineageChanged.code:
         return LineageChanged(sentence)
     return DaemonUnavailable(sentence) if status >= _UNAVAILABLE else Refused(sentence)

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from basenet.config import model
 from basenet.config import variables as v
+from basenet.config.location import ArchiveScheme
 from basenet.config.shards import ShardSpec
 from basenet.errors import UsageError
 from basenet.keys.node import node_id_of_hostname
@@ -64,6 +65,8 @@ def load(
         service=reader.get(v.SERVICE),
         archive=reader.get(v.ARCHIVE),
         archive_unconditional=reader.get(v.ARCHIVE_UNCONDITIONAL),
+        archive_sse=reader.get(v.ARCHIVE_SSE),
+        archive_sse_kms_key_id=reader.get(v.ARCHIVE_SSE_KMS_KEY_ID),
         archive_recipients=reader.get(v.ARCHIVE_RECIPIENTS),
         archive_identity=reader.get(v.ARCHIVE_IDENTITY),
         flush_interval_seconds=reader.get(v.FLUSH_INTERVAL),
@@ -77,6 +80,8 @@ def load(
         sync_wal=reader.get(v.SYNC_WAL),
         detach_after_seconds=reader.get(v.DETACH_AFTER),
         scrub=reader.get(v.SCRUB),
+        proof=_load_proof(reader),
+        restore_if_missing=reader.get(v.RESTORE_IF_MISSING),
         signing_key=reader.get(v.SIGNING_KEY),
         trusted_keys=reader.get(v.TRUSTED_KEYS),
         listen_http=reader.get(v.LISTEN_HTTP),
@@ -174,10 +179,18 @@ def _choose_data_dir(shards: tuple[ShardSpec, ...]) -> Path:
     return (shards[0].directory if shards else Path()) / ".basenet"
 
 
+def _load_proof(reader: _Reader) -> model.Proof | None:
+    interval, bytes_max = reader.get(v.PROOF_INTERVAL), reader.get(v.PROOF_BYTES_PER_DAY)
+    if interval is None:
+        return None
+    return model.Proof(interval_seconds=interval, bytes_per_day_max=bytes_max)
+
+
 def _load_cluster(reader: _Reader) -> model.ClusterConfig:
     return model.ClusterConfig(
         peers=reader.get(v.PEERS),
         listen_p2p=reader.get(v.LISTEN_P2P),
+        advertise_http=reader.get(v.ADVERTISE_HTTP),
         node_role=reader.get(v.NODE_ROLE),
         replication=reader.get(v.REPLICATION),
         bootstrap_expect=reader.get(v.BOOTSTRAP_EXPECT),
@@ -188,7 +201,6 @@ def _load_cluster(reader: _Reader) -> model.ClusterConfig:
         unfinalized_commits_max=reader.get(v.MAX_UNFINALIZED_COMMITS),
         unfinalized_bytes_max=reader.get(v.MAX_UNFINALIZED_BYTES),
         unfinalized_ms_max=reader.get(v.MAX_UNFINALIZED_MS),
-        restore_if_missing=reader.get(v.RESTORE_IF_MISSING),
         tls=_load_tls(reader),
     )
 
@@ -224,6 +236,23 @@ def _load_tls(reader: _Reader) -> model.Tls | None:
     )
 
 
+def _check_server_encryption(config: model.Config, reader: _Reader) -> None:
+    archive, sse = config.archive, config.archive_sse
+    if sse is not None and archive is not None and archive.scheme is not ArchiveScheme.S3:
+        reader.refuse(
+            v.ARCHIVE_SSE.name,
+            f"it is for s3:// and {archive.url} is none; unset it, and encrypt with the disk or "
+            f"the bucket, or with {v.ARCHIVE_RECIPIENTS.name}, which needs no trust in either",
+        )
+    with_key = (model.ServerEncryption.KMS, model.ServerEncryption.KMS_TWICE)
+    if config.archive_sse_kms_key_id is not None and sse not in with_key:
+        reader.refuse(
+            v.ARCHIVE_SSE_KMS_KEY_ID.name,
+            f"a key of the KMS is used only with {v.ARCHIVE_SSE.name}=aws:kms; set that, or unset "
+            "this",
+        )
+
+
 def _check_together(config: model.Config, reader: _Reader) -> None:
     """Refuse values that are good alone and bad together."""
     cluster = config.cluster
@@ -237,6 +266,7 @@ def _check_together(config: model.Config, reader: _Reader) -> None:
             f"it is missing while {v.ARCHIVE_RECIPIENTS.name} is set; basenet reads its own "
             "archive at each start, so name the file of an identity among the recipients",
         )
+    _check_server_encryption(config, reader)
     if config.network is model.Network.STANDALONE:
         return
     if not config.sync_wal:

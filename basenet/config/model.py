@@ -38,6 +38,14 @@ class Fence(StrEnum):
     READONLY = "readonly"
 
 
+class ServerEncryption(StrEnum):
+    """How S3 encrypts what it keeps, in the words of its header."""
+
+    AES256 = "AES256"
+    KMS = "aws:kms"
+    KMS_TWICE = "aws:kms:dsse"
+
+
 class NodeRole(StrEnum):
     """What a node is to the shards it serves."""
 
@@ -72,6 +80,14 @@ class Scrub:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """How often a moment of the archive is restored to prove it, and how much may be read."""
+
+    interval_seconds: float
+    bytes_per_day_max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failpoint:
     """A named place in the program where a test wants something to happen."""
 
@@ -97,6 +113,7 @@ class ClusterConfig:
 
     peers: tuple[Endpoint, ...]
     listen_p2p: Endpoint
+    advertise_http: str | None
     node_role: NodeRole
     replication: int
     bootstrap_expect: int | None
@@ -107,7 +124,6 @@ class ClusterConfig:
     unfinalized_commits_max: int | None
     unfinalized_bytes_max: int | None
     unfinalized_ms_max: int | None
-    restore_if_missing: bool
     tls: Tls | None
 
 
@@ -122,6 +138,8 @@ class Config:
     service: str
     archive: ArchiveLocation | None
     archive_unconditional: bool
+    archive_sse: ServerEncryption | None
+    archive_sse_kms_key_id: str | None
     archive_recipients: tuple[Recipient, ...]
     archive_identity: Secret | None  # the path of an identity file, or an identity
     flush_interval_seconds: float
@@ -135,6 +153,8 @@ class Config:
     sync_wal: bool
     detach_after_seconds: float
     scrub: Scrub | None
+    proof: Proof | None
+    restore_if_missing: bool
     signing_key: Secret | None  # the path of a key file, or base64: and the key itself
     trusted_keys: Path | None
     listen_http: Endpoint

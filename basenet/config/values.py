@@ -143,6 +143,23 @@ def parse_endpoint(text: str) -> Endpoint:
     return Endpoint(host=host, port=port)
 
 
+def parse_advertised(text: str) -> str:
+    """Return ``host:port``, or an http(s) URL without a path, as it stands."""
+    address = text.strip().removesuffix("/")
+    scheme, found, place = address.rpartition("://")
+    is_whole = bool(found) and re.match(r"[A-Za-z0-9._-]{1,253}\Z", place)
+    if found and scheme not in {"http", "https"}:
+        raise UsageError(f"{text!r} is no address of HTTP: write host:port, or http(s)://host:port")
+    if not is_whole:
+        endpoint = parse_endpoint(place)
+        if not endpoint.host or not endpoint.port:
+            raise UsageError(
+                f"{text!r} cannot be dialled: write a host and a port above 0, such as "
+                "db1.example.org:8090"
+            )
+    return address
+
+
 def parse_peers(text: str) -> tuple[Endpoint, ...]:
     """Return a comma list of ``host:port`` with hosts and ports that can be dialled."""
     peers = tuple(parse_endpoint(item) for item in split_list(text))

@@ -127,6 +127,12 @@ def _parse_scrub(text: str) -> model.Scrub | None:
     )
 
 
+def _parse_proof_interval(text: str) -> float | None:
+    if text.strip().lower() == "off":
+        return None
+    return values.duration_between("10ms", "3650d")(text)
+
+
 def _parse_failpoints(text: str) -> tuple[model.Failpoint, ...]:
     points = []
     for item in values.split_list(text):
@@ -139,6 +145,14 @@ def _parse_failpoints(text: str) -> tuple[model.Failpoint, ...]:
 
 def _parse_sans(text: str) -> tuple[str, ...]:
     return tuple(parse_node_id(item) for item in values.split_list(text))
+
+
+def _parse_server_encryption(text: str) -> model.ServerEncryption:
+    for word in model.ServerEncryption:
+        if word.lower() == text.strip().lower():
+            return word
+    words = " or ".join(model.ServerEncryption)
+    raise UsageError(f"{text!r} is not one of its words: write {words}")
 
 
 def _parse_recipients(text: str) -> tuple[Recipient, ...]:
@@ -266,6 +280,20 @@ ARCHIVE_UNCONDITIONAL: Final = _given(
     _ON_OFF,
     "Use a store that ignores conditional writes. Then nothing but you prevents two writers.",
 )
+ARCHIVE_SSE: Final = _optional(
+    "BASE_ARCHIVE_SSE",
+    _parse_server_encryption,
+    "the bucket's own rule",
+    "`AES256`, `aws:kms` or `aws:kms:dsse`",
+    "Asks S3 to encrypt each object at rest, with its own key or one of its KMS.",
+)
+ARCHIVE_SSE_KMS_KEY_ID: Final = _optional(
+    "BASE_ARCHIVE_SSE_KMS_KEY_ID",
+    str.strip,
+    "the account's key for S3",
+    "the id, ARN or alias of a key",
+    "Which key of the KMS, with `aws:kms` or `aws:kms:dsse`.",
+)
 ARCHIVE_RECIPIENTS: Final = _given(
     "BASE_ARCHIVE_RECIPIENTS",
     _parse_recipients,
@@ -283,6 +311,30 @@ ARCHIVE_IDENTITY: Final = _optional(
     "the path of an age identity file, or `AGE-SECRET-KEY-1...`",
     "Opens an encrypted archive, for restore and verify, and for `serve`, which reads its archive "
     "at each start. Keep older identities in the file. Never shown.",
+)
+PROOF_INTERVAL: Final = _given(
+    "BASE_PROOF_INTERVAL",
+    _parse_proof_interval,
+    "24h",
+    "`off` or a duration",
+    "How often a random kept moment of one shard is restored from the archive and checked, by a "
+    "process of lowest priority, and deleted again.",
+)
+PROOF_BYTES_PER_DAY: Final = _given(
+    "BASE_PROOF_BYTES_PER_DAY",
+    values.size_from("1MiB"),
+    "4GiB",
+    "a size",
+    "How much proofs may read from the archive a day, on average: after a large one the next waits "
+    "longer. A moment that needs more than seven days' worth is skipped, and `status` says so.",
+)
+RESTORE_IF_MISSING: Final = _given(
+    "BASE_RESTORE_IF_MISSING",
+    values.parse_switch,
+    "off",
+    _ON_OFF,
+    "Restore a missing database from the archive before its shard is born, or before the "
+    "application of `--exec` starts. Without history in the archive the shard begins empty.",
 )
 
 # Capture and durability.
@@ -368,7 +420,7 @@ FAILPOINTS: Final = _given(
     "BASE_FAILPOINTS",
     _parse_failpoints,
     "",
-    "a comma list of `name=action`",
+    "a comma list of `name=action`; `sync=sleep:MS`, or the path of a file that says how many",
     "Makes something happen at named places of the program. Refused without `BASE_TEST=on`.",
 )
 TRACE_FILE: Final = _optional(
@@ -395,6 +447,16 @@ LISTEN_P2P: Final = _given(
     ":9999",
     "`host:port` or `:port`",
     "Where peers connect.",
+    cluster=True,
+)
+ADVERTISE_HTTP: Final = _optional(
+    "BASE_ADVERTISE_HTTP",
+    values.parse_advertised,
+    "from BASE_LISTEN_HTTP",
+    "`host:port` or a URL without a path",
+    "Where clients reach this node's HTTP surface: replicas send them there while this node is the "
+    "writer. Unset: the address of BASE_LISTEN_HTTP; of every interface, the host at which a peer "
+    "dials this node; of the loopback, only told if peers connect on the loopback, too.",
     cluster=True,
 )
 NODE_ROLE: Final = _given(
@@ -479,14 +541,6 @@ MAX_UNFINALIZED_MS: Final = _optional(
     "The same bound, in age.",
     cluster=True,
 )
-RESTORE_IF_MISSING: Final = _given(
-    "BASE_RESTORE_IF_MISSING",
-    values.parse_switch,
-    "off",
-    _ON_OFF,
-    "Restore a missing database from the archive before the shard is born.",
-    cluster=True,
-)
 TLS_CA: Final = _optional(
     "BASE_TLS_CA",
     values.parse_path,
@@ -549,8 +603,13 @@ SECTIONS: Final = (
             SHARD_BACKLOG_MAX,
             SHARD_BACKLOG_SEGMENTS,
             ARCHIVE_UNCONDITIONAL,
+            ARCHIVE_SSE,
+            ARCHIVE_SSE_KMS_KEY_ID,
             ARCHIVE_RECIPIENTS,
             ARCHIVE_IDENTITY,
+            PROOF_INTERVAL,
+            PROOF_BYTES_PER_DAY,
+            RESTORE_IF_MISSING,
         ),
     ),
     Section("Capture and durability", (CAPTURE, SYNC_WAL, DETACH_AFTER, SCRUB, JOURNAL_MAX_BYTES)),
@@ -561,6 +620,7 @@ SECTIONS: Final = (
         (
             PEERS,
             LISTEN_P2P,
+            ADVERTISE_HTTP,
             NODE_ROLE,
             REPLICATION,
             BOOTSTRAP_EXPECT,
@@ -571,7 +631,6 @@ SECTIONS: Final = (
             MAX_UNFINALIZED_COMMITS,
             MAX_UNFINALIZED_BYTES,
             MAX_UNFINALIZED_MS,
-            RESTORE_IF_MISSING,
             TLS_CA,
             TLS_SERVER_CERT,
             TLS_SERVER_KEY,

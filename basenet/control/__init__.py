@@ -4,6 +4,7 @@
 `control.surface`          the facts, and the Protocol that the daemon satisfies
 `control.cookie`           how a commit is named to a reader elsewhere
 `control.members`          what an operator can do to the members of a shard
+`control.reset`            what an operator decides about a file that is not the shard's own
 `control.histogram`        an accumulator for the one thing that needs a distribution
 `control.metrics`          facts to Prometheus samples, under exactly the promised names
 `control.listeners`        the two addresses: BASE_LISTEN_HTTP and the data directory's socket
@@ -17,5 +18,5 @@
 =========================  ===================================================================
 
 Nothing here knows the daemon, the archive, the journal or SQLite. Every path only reads, or waits,
-but the commands to members, which are taken only from this host.
+but the commands of an operator, which are taken only from this host.
 """

@@ -20,7 +20,8 @@ from basenet.config.values import Endpoint, parse_endpoint
 from basenet.control.listeners import SOCKET_NAME, socket_address
 from basenet.control.members import MembersCommand
 from basenet.control.operator import COMMAND_HEADER, COMMAND_WORD, LOSS_PARAMETER
-from basenet.control.surface import Level, NodeStatus, ShardStatus, WaitResult
+from basenet.control.reset import ResetCommand
+from basenet.control.surface import Level, NodeStatus, Orphaned, ShardStatus, WaitResult
 from basenet.errors import (
     BasenetError,
     ConflictError,
@@ -102,15 +103,22 @@ class DaemonClient:
         return self._get(f"/v1/shards/{quote(shard, safe='')}", ShardStatus)
 
     def wait(
-        self, shard: str, seq: int | None, level: Level | None, timeout_s: float
+        self,
+        shard: str,
+        seq: int | None,
+        level: Level | None,
+        timeout_s: float,
+        generation: str | None = None,
     ) -> WaitResult:
         """Return when ``seq`` (None: the present commit) is safe; see `Surface.wait`.
 
         ``level`` None leaves the choice to the daemon: final with peers, else archived.
+        Raises `Orphaned` when what was committed since ``generation`` may be lost.
         """
         query = {"timeout": f"{timeout_s * 1000:.0f}ms"}
         query |= {"now": "1"} if seq is None else {"seq": str(seq)}
         query |= {"level": level.value} if level is not None else {}
+        query |= {"generation": generation} if generation is not None else {}
         path = f"/v1/shards/{quote(shard, safe='')}/wait?{urlencode(query)}"
         return self._get(path, WaitResult, patience_s=timeout_s)
 
@@ -120,6 +128,19 @@ class DaemonClient:
         query |= {"lineage": command.lineage} if command.lineage is not None else {}
         query |= {LOSS_PARAMETER: "1"} if command.is_loss_accepted else {}
         path = f"/v1/shards/{quote(shard, safe='')}/members/{command.verb}?{urlencode(query)}"
+        done = self._ask(
+            "POST",
+            path,
+            _Done,
+            headers={COMMAND_HEADER: COMMAND_WORD},
+            patience_s=COMMAND_SECONDS_MAX,
+        )
+        return done.done
+
+    def reset(self, shard: str, command: ResetCommand) -> str:
+        """Let the file or the chain of ``shard`` count; see `Surface.reset`."""
+        query = {"keep": command.keep.value} | ({"force": "1"} if command.is_forced else {})
+        path = f"/v1/shards/{quote(shard, safe='')}/reset?{urlencode(query)}"
         done = self._ask(
             "POST",
             path,
@@ -188,6 +209,8 @@ class DaemonClient:
             )
         if answer.code == CorruptionError.code:
             return CorruptionError(answer.error)
+        if answer.code == Orphaned.code:
+            return Orphaned(answer.error, bundles=answer.bundles)
         return _CLASS_OF_STATUS.get(status, BasenetError)(answer.error)
 
 
@@ -195,6 +218,7 @@ class DaemonClient:
 class _ErrorBody:
     error: str
     code: str
+    bundles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

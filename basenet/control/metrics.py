@@ -22,7 +22,7 @@ moment. A fold over shards, one of which goes away, can move a counter down; Pro
 for a restart, which it is for that shard.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -226,6 +226,24 @@ SHARD_FAMILIES: Final = (
         is_counter=True,
     ),
     ShardFamily(
+        "base_restore_verified_timestamp_seconds",
+        "When a kept moment was last restored from the archive and found sound.",
+        lambda s: _seconds(s.status.proof_verified_ns),
+        min,
+    ),
+    ShardFamily(
+        "base_restore_verify_duration_seconds",
+        "How long the last restore that proved the archive took.",
+        lambda s: s.proof_seconds,
+        max,
+    ),
+    ShardFamily(
+        "base_restore_verify_failures_total",
+        "Proofs of the archive that failed: a kept moment could not be restored.",
+        lambda s: s.proof_failures,
+        is_counter=True,
+    ),
+    ShardFamily(
         "base_network_frames_submitted_total",
         "Frames handed to the engine by this node.",
         lambda s: s.frames_submitted,
@@ -265,6 +283,12 @@ SHARD_FAMILIES: Final = (
         "base_network_frames_rejected_seq_gap_total",
         "Frames refused because their seq was too far ahead.",
         lambda s: s.frames_rejected_seq_gap,
+        is_counter=True,
+    ),
+    ShardFamily(
+        "base_network_signatures_invalid_total",
+        "Signatures that proved wrong, of frames, votes, certificates that peers sent.",
+        lambda s: s.signatures_invalid,
         is_counter=True,
     ),
     ShardFamily(
@@ -326,6 +350,7 @@ SHARD_FAMILIES: Final = (
     ),
 )
 
+DROPPED_NAME: Final = "base_network_dropped_total"
 STATE_NAME: Final = "base_shards_by_state"
 LOCK_HELD_NAME: Final = "base_lock_held_seconds"
 FENCE_WAIT_NAME: Final = "base_fence_wait_seconds"
@@ -333,7 +358,8 @@ LOOP_STALL_NAME: Final = "base_loop_stall_seconds"
 HISTOGRAM_NAMES: Final = (LOCK_HELD_NAME, FENCE_WAIT_NAME, LOOP_STALL_NAME)
 
 METRIC_NAMES: Final = frozenset(
-    {family.name for family in (*NODE_FAMILIES, *SHARD_FAMILIES)} | {STATE_NAME, *HISTOGRAM_NAMES}
+    {family.name for family in (*NODE_FAMILIES, *SHARD_FAMILIES)}
+    | {DROPPED_NAME, STATE_NAME, *HISTOGRAM_NAMES}
 )
 """Every name that a scrape shows; a histogram's stands for its _bucket, _count and _sum."""
 
@@ -355,6 +381,7 @@ class NodeCollector(Collector):
             yield _collect_node(node_family, node)
         for shard_family in SHARD_FAMILIES:
             yield _collect_shards(shard_family, node.shards)
+        yield _collect_dropped(node.network_dropped)
         yield _collect_states(node.shards)
         yield _collect_lock_held(node.lock_held)
         yield _collect_histogram(
@@ -409,6 +436,17 @@ def _collect_shards(family: ShardFamily, shards: Sequence[ShardMetrics]) -> Metr
             metric.add_metric([shard], value)
     elif known:
         metric.add_metric([], family.fold(value for _, value in known))
+    return metric
+
+
+def _collect_dropped(dropped: Mapping[str, int]) -> Metric:
+    metric = CounterMetricFamily(
+        DROPPED_NAME,
+        "Connections and messages of peers that were refused or dropped, by reason.",
+        labels=("reason",),
+    )
+    for reason, count in sorted(dropped.items()):
+        metric.add_metric([reason], count)
     return metric
 
 

@@ -15,7 +15,7 @@ OPTIONS, and be refused), nor, after bending a name of its own to 127.0.0.1, wit
 loopback's. All three are checked.
 
 A command has no body: its parts stand in the query, ``node=a,b``, ``lineage=HEX``,
-``final-commits-may-be-lost=1``.
+``final-commits-may-be-lost=1``; of a reset ``keep=chain|file``, ``force=1``.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ from starlette.requests import Request
 
 from basenet.config.values import parse_switch
 from basenet.control.members import MembersCommand, MembersVerb
+from basenet.control.reset import Keep, ResetCommand
 from basenet.control.surface import Forbidden
 from basenet.errors import NotFoundError, UsageError
 
@@ -34,6 +35,7 @@ COMMAND_HEADER: Final = "x-base-command"
 COMMAND_WORD: Final = "members"
 LOSS_PARAMETER: Final = "final-commits-may-be-lost"
 _PARAMETERS: Final = frozenset({"node", "lineage", LOSS_PARAMETER})
+_RESET_PARAMETERS: Final = frozenset({"keep", "force"})
 
 
 def check_operator(request: Request, listens_at: str) -> None:
@@ -76,12 +78,7 @@ def parse_command(verb: str, query: Sequence[tuple[str, str]]) -> MembersCommand
         raise NotFoundError(
             f"there is no command {verb[:64]!r} for members: there are {', '.join(MembersVerb)}"
         )
-    names = [name for name, _ in query]
-    for name in names:
-        if name not in _PARAMETERS or names.count(name) > 1:
-            raise UsageError(
-                f"a command takes {', '.join(sorted(_PARAMETERS))}, each once: not {name[:64]!r}"
-            )
+    _check_parameters(query, _PARAMETERS)
     given = dict(query)
     nodes = given.get("node", "")
     return MembersCommand(
@@ -90,3 +87,25 @@ def parse_command(verb: str, query: Sequence[tuple[str, str]]) -> MembersCommand
         lineage=given.get("lineage"),
         is_loss_accepted=parse_switch(given.get(LOSS_PARAMETER, "0")),
     )
+
+
+def parse_reset(query: Sequence[tuple[str, str]]) -> ResetCommand:
+    """Return the reset of a request; raises `UsageError` for one that is not understood."""
+    _check_parameters(query, _RESET_PARAMETERS)
+    given = dict(query)
+    keep = given.get("keep", "")
+    if keep not in tuple(Keep):
+        raise UsageError(
+            f"keep={keep[:64]!r} is no decision: chain sets the file aside, file takes what it "
+            "holds for commits of this node"
+        )
+    return ResetCommand(keep=Keep(keep), is_forced=parse_switch(given.get("force", "0")))
+
+
+def _check_parameters(query: Sequence[tuple[str, str]], known: frozenset[str]) -> None:
+    names = [name for name, _ in query]
+    for name in names:
+        if name not in known or names.count(name) > 1:
+            raise UsageError(
+                f"a command takes {', '.join(sorted(known))}, each once: not {name[:64]!r}"
+            )

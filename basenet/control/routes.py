@@ -10,15 +10,16 @@
 ``/v1/shards/{id}/wait``         answers when a commit is safe: ``seq=N``, ``now=1`` or
                                  ``cookie=...``, ``level=archived|final|applied``,
                                  ``timeout=30s``, ``generation=...`` (of the shard's status,
-                                 read before the commit: answered only if the node has been the
-                                 writer ever since)
+                                 read before the commit: 409 if anything was undone on this
+                                 node since, so that the commit may be lost)
 ``/v1/shards/{id}/writer``       200 at the writer, elsewhere 307 to it, 503 while nobody is known
 ``/v1/shards/{id}/members/...``  POST: a command to change the members (`control.operator`)
+``/v1/shards/{id}/reset``        POST: file or chain counts: ``keep=chain|file``, ``force=1``
 ===============================  ============================================================
 
-Everything but the last is a GET and changes nothing. A query that is not understood is refused, not
-ignored: a misspelt ``level`` must not look like an answered wait. No cross-origin header is ever
-sent, so a web page cannot read what its visitor's loopback says.
+Everything but the last two is a GET and changes nothing. A query that is not understood is refused,
+not ignored: a misspelt ``level`` must not look like an answered wait. No cross-origin header is
+ever sent, so a web page cannot read what its visitor's loopback says.
 
 Headers, where they apply: X-Base-Member is the node that answered, X-Base-Shard the shard,
 X-Base-Seq the seq up to which it is final here, X-Base-Lag how many captured frames are not.
@@ -42,7 +43,7 @@ from basenet.control.answers import error_response, exception_response, json_res
 from basenet.control.boundary import Boundary
 from basenet.control.cookie import parse_cookie
 from basenet.control.metrics import Exposition
-from basenet.control.operator import check_operator, parse_command
+from basenet.control.operator import check_operator, parse_command, parse_reset
 from basenet.control.surface import (
     Level,
     LineageMismatch,
@@ -84,9 +85,12 @@ def build_app(surface: Surface, closing: trio.Event, *, listens_at: str) -> Star
         ("/v1/shards/{shard}/wait", paths.wait),
         ("/v1/shards/{shard}/writer", paths.writer),
     )
-    command = Route("/v1/shards/{shard}/members/{verb}", paths.command, methods=["POST"])
+    commands = (
+        Route("/v1/shards/{shard}/members/{verb}", paths.command, methods=["POST"]),
+        Route("/v1/shards/{shard}/reset", paths.reset, methods=["POST"]),
+    )
     app = Starlette(
-        routes=[*(Route(path, endpoint, methods=["GET"]) for path, endpoint in routes), command],
+        routes=[*(Route(path, endpoint, methods=["GET"]) for path, endpoint in routes), *commands],
         middleware=[Middleware(Boundary, get_member=paths.get_member)],
         exception_handlers={BasenetError: _on_error, HTTPException: _on_http_error},
         lifespan=paths.lifespan,
@@ -185,34 +189,20 @@ class _Paths:
         seq, lineage = _parse_target(request)
         level = _parse_level(request.query_params.get("level"), self._level)
         timeout_s = _parse_timeout(request.query_params.get("timeout"))
+        generation = request.query_params.get("generation") or None
         status = self._surface.shard_status(request.path_params["shard"])
         shard = status.shard
         _check_lineage(shard, lineage, status.lineage)
         result = await self._run_while(
             request.scope["client_gone"],
-            lambda: self._surface.wait(shard, seq, level, timeout_s),
+            lambda: self._surface.wait(shard, seq, level, timeout_s, generation),
         )
         if result is None:
             return self._unanswered("the wait")
         # It may have become a child lineage meanwhile, or have had none at first.
         _check_lineage(shard, lineage, result.lineage)
-        self._check_generation(request, shard)
         lag = max(0, result.seq - result.final_seq)
         return json_response(result, headers=_shard_headers(result.shard, result.final_seq, lag))
-
-    def _check_generation(self, request: Request, shard: str) -> None:
-        """Raise `Orphaned` unless this node is the writer since before the commit was made.
-
-        What was committed here before it was deposed may be lost, though it writes again.
-        """
-        given = request.query_params.get("generation")
-        present = self._surface.shard_status(shard).generation
-        if given is not None and given != present:
-            raise Orphaned(
-                f"this node was not the writer of shard {shard} all the time since generation "
-                f"{given[:64]!r} (now {present!r}): what was committed meanwhile may have lost; "
-                "look whether it is there, and at `basenet orphans list`."
-            )
 
     async def writer(self, request: Request) -> Response:
         """Answer who the writer is: itself with 200, else by sending the client there."""
@@ -222,7 +212,7 @@ class _Paths:
         headers = _shard_headers(status.shard, status.final_seq, lag)
         if status.role is not ShardRole.WRITER:
             if status.writer is None or status.writer_endpoint is None:
-                raise UnavailableError(_explain_no_writer(status))
+                raise UnavailableError(_explain_no_writer(status, self._node_id))
             place = f"{_base_url(status.writer_endpoint)}{request.url.path}"
             headers = {**headers, "location": place}
         body = {
@@ -246,6 +236,18 @@ class _Paths:
         if done is None:
             return self._unanswered("the command")
         return json_response({"shard": shard, "verb": command.verb, "done": done})
+
+    async def reset(self, request: Request) -> Response:
+        """Let the file or the chain count, as an operator of this host says."""
+        check_operator(request, self._listens_at)
+        command = parse_reset(request.query_params.multi_items())
+        shard = self._surface.shard_status(request.path_params["shard"]).shard
+        done = await self._run_while(
+            request.scope["client_gone"], lambda: self._surface.reset(shard, command)
+        )
+        if done is None:
+            return self._unanswered("the reset")
+        return json_response({"shard": shard, "keep": command.keep, "done": done})
 
     def _unanswered(self, what: str) -> Response:
         """Return what becomes of a request that the client or the server ended."""
@@ -326,12 +328,17 @@ def _base_url(endpoint: str) -> str:
     return url.rstrip("/")
 
 
-def _explain_no_writer(status: ShardStatus) -> str:
+def _explain_no_writer(status: ShardStatus, node_id: str) -> str:
     if status.writer is None:
         return f"shard {status.shard} has no writer that this node knows: ask again in a second"
+    if status.writer == node_id:
+        return (
+            f"this node leads shard {status.shard} and may not write to it now, for want of a "
+            "quorum or because something is under way: ask again in a second"
+        )
     return (
         f"the writer of shard {status.shard} is {status.writer}, whose HTTP address this node does "
-        "not know"
+        "not know: set BASE_ADVERTISE_HTTP there"
     )
 
 
@@ -383,6 +390,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
     more: dict[str, object] = {"shard": shard} if shard is not None else {}
     if isinstance(error, NotCaughtUp):
         more["target_seq"] = error.target_seq
+    if isinstance(error, Orphaned):
+        more["bundles"] = error.bundles
     return exception_response(error, request_id=request.scope["request_id"], **more)
 
 

@@ -27,13 +27,14 @@ The facts say what this node knows. A node alone is the writer of all its shards
 peers is empty or zero.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
 
 from basenet.control.cookie import format_cookie
 from basenet.control.members import MembersCommand
+from basenet.control.reset import ResetCommand
 from basenet.errors import ConflictError, UnavailableError, UsageError
 from basenet.units import Seq, ShardId
 
@@ -128,8 +129,8 @@ class ShardStatus:
     path: str
     state: ShardState
     lineage: str | None = None  # hex; None before the genesis
-    # Names the uninterrupted time in which this node is the writer; None: it is not, or it is alone
-    # and nothing ends that time. A commit counts as safe only in the generation it was made in.
+    # Names the time in which nothing that was committed here was undone; None: not known yet, or
+    # this node is alone and never undoes a commit. To be read before a commit and given to `wait`.
     generation: str | None = None
     epoch: int = 0
     view: int = 0
@@ -151,6 +152,10 @@ class ShardStatus:
     last_restore_point_ns: int | None = None  # capture time of the newest commit a restore reaches
     archive: str = "off"  # a sentence or "off" or "ok"
     archive_epoch: int = 0  # 0: no lease was taken yet
+    proof: str = "off"  # how the last proof of the archive went, in a sentence
+    proof_verified_ns: int | None = None  # when a moment was last restored from the archive
+    proof_seq: int | None = None  # which one
+    is_proof_failed: bool = False  # a kept moment cannot be restored
     archive_broken_seq: int | None = None  # the journal's cap dropped unarchived frames at this seq
     recovered: int = 0  # RECOVERED frames written
     lapped: int = 0  # times that the application's WAL overtook the capturer
@@ -234,11 +239,14 @@ class ShardMetrics:
     lease_contentions: int = 0  # the archive's lease was somebody else's
     leases_lost: int = 0  # a lease of ours went to somebody else
     archive_losses: int = 0  # objects that we had archived were found deleted
+    proof_failures: int = 0  # proofs of the archive that failed
+    proof_seconds: float | None = None  # how long the last one that succeeded took
     frames_ingested: int = 0  # the following six need peers: 0 is the truth in standalone
     frames_duplicate: int = 0
     frames_invalid: int = 0
     frames_rejected_shard_mismatch: int = 0
     frames_rejected_seq_gap: int = 0
+    signatures_invalid: int = 0  # of frames, votes, certificates that peers sent
     apply_errors: int = 0
     write_leases_lost: int = 0  # the writer here could not renew its lease in time
     root_self_repairs: int = 0  # this node's own page hashes were wrong and were mended (Q8)
@@ -261,6 +269,7 @@ class NodeMetrics:
     fence_wait: HistogramSample = EMPTY_HISTOGRAM  # seconds from asking for a fence to holding it
     loop_stall: HistogramSample = EMPTY_HISTOGRAM  # seconds by which the event loop's timer is late
     journal_rollbacks: int = 0  # peers refused because their journal went back (Q9)
+    network_dropped: Mapping[str, int] = field(default_factory=dict)  # by reason
 
 
 class NotCaughtUp(UnavailableError):  # noqa: N818  (the word of the HTTP error body)
@@ -283,9 +292,16 @@ class LineageMismatch(ConflictError):  # noqa: N818  (the word of the HTTP error
 
 
 class Orphaned(ConflictError):  # noqa: N818  (the word of the HTTP error body)
-    """The commits that were waited for lost against another history and never become final."""
+    """The commits that were waited for lost against another history and never become final.
+
+    ``bundles``: where they are kept, as far as that is known (`basenet orphans show`).
+    """
 
     code = "orphaned"
+
+    def __init__(self, sentence: str, *, bundles: Sequence[str] = ()) -> None:
+        super().__init__(sentence)
+        self.bundles = tuple(bundles)
 
 
 class Forbidden(UsageError):  # noqa: N818  (the word of the HTTP error body)
@@ -296,7 +312,10 @@ class Forbidden(UsageError):  # noqa: N818  (the word of the HTTP error body)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitResult:
-    """A wait that was granted: everything at or below ``seq`` is safe at ``level``."""
+    """A wait that was granted: everything at or below ``seq`` is safe at ``level``.
+
+    ``generation``: the present one, for what is committed after this answer; see `ShardStatus`.
+    """
 
     shard: ShardId
     seq: Seq
@@ -304,6 +323,7 @@ class WaitResult:
     level: Level
     archived_seq: int
     final_seq: int
+    generation: str | None = None
     cookie: str = ""  # made from lineage and seq, never given
 
     def __post_init__(self) -> None:
@@ -329,17 +349,26 @@ class Surface(Protocol):
         """Return when the journal answered; raise `UnavailableError` when it cannot."""
         ...
 
-    async def wait(self, shard: str, seq: Seq | None, level: Level, timeout_s: float) -> WaitResult:
+    async def wait(
+        self,
+        shard: str,
+        seq: Seq | None,
+        level: Level,
+        timeout_s: float,
+        generation: str | None = None,
+    ) -> WaitResult:
         """Return once the shard is archived, final or applied here up to ``seq``.
 
         ``seq`` None means now: what the application has committed at this moment is captured first,
-        and then these very commits are waited for, also when another frame gets their seq.
+        and then these very commits are waited for, also when another frame gets their seq. With the
+        ``generation`` that was read before a commit, that commit is among them, or was orphaned.
 
         Raises `NotFoundError` for an unknown shard, `NotCaughtUp` when ``timeout_s`` passed,
-        `Orphaned` when the present commits lost and never become final, `UnavailableError` when the
-        shard stopped or has no database, `UsageError` when ``level`` is archived and there is no
-        archive. It may be cancelled at any point: the client is gone, or
-        the server closes.
+        `Orphaned` when the present commits, or some since ``generation``, lost and never become
+        final, `ConflictError` when now is asked without a generation on a node that is not the
+        writer, `UnavailableError` when the shard stopped or has no database, `UsageError` when
+        ``level`` is archived and there is no archive. It may be cancelled at any point: the client
+        is gone, or the server closes.
         """
         ...
 
@@ -350,5 +379,15 @@ class Surface(Protocol):
         for an unknown shard or node, `ConflictError` when the shard's state forbids it,
         `UnavailableError` when it needs nodes that do not answer, `UsageError` in standalone. It
         may be cancelled at any point, which undoes nothing.
+        """
+        ...
+
+    async def reset(self, shard: str, command: ResetCommand) -> str:
+        """Let the file or the chain of ``shard`` count on this node; return what was done.
+
+        Returns when it is durably begun. Raises `NotFoundError` for an unknown shard,
+        `ConflictError` when there is nothing to decide or something would be lost, and
+        `UnavailableError` when no other node is connected, `UsageError` in standalone. It may be
+        cancelled at any point; what has begun then goes on, or can be asked for again.
         """
         ...

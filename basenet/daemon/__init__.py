@@ -24,6 +24,9 @@
 `daemon.upkeep`             snapshots and retention, one after the other
 `daemon.snapshots`          what a snapshot reads of a running shard
 `daemon.scrubbing`          the scrubber at work on one session
+`daemon.proof`, `prover`    a moment of the archive restored now and then, by a child process
+`daemon.ledger`             what these proofs found
+`daemon.missing`            databases that are brought back from the archive before all else
 `daemon.host`               what the tasks around a shard may ask of it
 `daemon.child`              the application as a child process (``--exec``)
 `daemon.allocator`          has the C library give back what a burst of commits needed

@@ -22,6 +22,7 @@ import trio
 
 from basenet.archive.backlog import Backlog
 from basenet.archive.baseline import read_baseline
+from basenet.archive.compact import Compactor
 from basenet.archive.continuation import (
     Child,
     Continuation,
@@ -114,6 +115,7 @@ class Archiver:
         self.is_compared = False
         self.dropped = 0
         self._presence: Presence | None = None
+        self._lease: Lease | None = None  # while what it waits for decides what comes next
         self.counts: Counter[str] = Counter()
         self._put_bytes = 0
 
@@ -214,6 +216,14 @@ class Archiver:
         self.is_compared = False
         return False
 
+    @property
+    def waits_for(self) -> str | None:
+        """Whose lease has to run out before anything else happens, as a part of a sentence."""
+        facts = self.facts()
+        if facts is not None:
+            return facts.waits_for
+        return self._lease.waits_for if self._lease is not None else None
+
     def facts(self) -> ArchiveFacts | None:
         """Return where the archive stands; None while nothing is being shipped."""
         return self.uploader.facts() if self.uploader is not None else None
@@ -249,7 +259,7 @@ class Archiver:
                 with trio.move_on_after(retry_s):
                     await self._lineage_came.wait()
             finally:
-                self.uploader = self._collected = self._presence = None
+                self.uploader = self._collected = self._presence = self._lease = None
             self._lineage_came.set()
 
     def _count(self, error: BasenetError) -> None:
@@ -273,6 +283,11 @@ class Archiver:
         lease = self._make_lease(store, record)
         await lease.observe()
         decision = await self._decide(store, record)
+        if isinstance(decision, Child):
+            # As long as another writes there, what a child would continue moves on.
+            self._lease = lease
+            await lease.wait_until_free()
+            decision = await self._decide(store, record)
         if isinstance(decision, Refuse):
             raise decision.error
         if not isinstance(decision, Resume):
@@ -289,8 +304,9 @@ class Archiver:
         seal = Seal(
             names=self._names, lineage=Lineage(record.lineage), signer=self._node.author.signer
         )
-        uploader = await self._make_uploader(store, seal, lease, record)
-        self.upkeep = self._make_upkeep(store, seal, lease, uploader)
+        compactor = self._make_compactor(store, seal, lease)
+        uploader = await self._make_uploader(store, seal, lease, record, compactor)
+        self.upkeep = self._make_upkeep(store, seal, lease, uploader, compactor)
         await self._measure(store, seal.lineage)
         presence = self._presence = self._make_presence(store, uploader, decision, record)
         self.error = None
@@ -305,7 +321,7 @@ class Archiver:
         """Return the present lineage's record as it is now: capture has gone on meanwhile."""
         assert self._record is not None, "an archive is told of a lineage before it begins"
         shard = self._shard.shard
-        record = await self._node.journalist.read(lambda journal: journal.load(shard))
+        record = await self._node.journalist.read(lambda journal: journal.record(shard))
         is_same = record is not None and record.lineage == self._record.lineage
         return record if record is not None and is_same else self._record
 
@@ -396,7 +412,24 @@ class Archiver:
                 return await make_parent(self._node.journalist, self._shard.shard, decision, None)
         return None
 
-    def _make_upkeep(self, store: Store, seal: Seal, lease: Lease, uploader: Uploader) -> Upkeep:
+    def _make_compactor(self, store: Store, seal: Seal, lease: Lease) -> Compactor:
+        return Compactor(
+            store=store,
+            seal=seal,
+            lease=lease,
+            source=JournalSource(self._node, self._shard.shard),
+            trusted=self._node.trusted,
+            after=lambda: self.history.base_seq,
+        )
+
+    def _make_upkeep(
+        self,
+        store: Store,
+        seal: Seal,
+        lease: Lease,
+        uploader: Uploader,
+        compactor: Compactor,
+    ) -> Upkeep:
         config, trusted = self._node.config, self._node.trusted
         publisher = Publisher(store=store, seal=seal, lease=lease, trusted=trusted)
         return Upkeep(
@@ -410,7 +443,9 @@ class Archiver:
                 lineage=seal.lineage,
                 trusted=trusted,
                 retention_seconds=config.retention_seconds,
+                list_merged_ns=compactor.list_ages_ns,
             ),
+            compactor=compactor,
             history=self.history,
             is_archive_there=lambda: uploader.facts().last_error is None,
         )
@@ -435,7 +470,12 @@ class Archiver:
             self._log.warning("no_base", reason=found.problem)
 
     async def _make_uploader(
-        self, store: Store, seal: Seal, lease: Lease, record: ShardRecord
+        self,
+        store: Store,
+        seal: Seal,
+        lease: Lease,
+        record: ShardRecord,
+        compactor: Compactor,
     ) -> Uploader:
         config = self._node.config
         collected: list[FinalFrame] = []
@@ -475,6 +515,7 @@ class Archiver:
                 ),
                 retry_deadline_seconds=config.retry_deadline_seconds,
             ),
+            on_stored=compactor.on_stored,
         )
         self._tip_seq = backlog.tip_seq
         self.uploader, self._put_bytes = uploader, 0

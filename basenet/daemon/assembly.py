@@ -17,8 +17,9 @@ from typing import Final
 import structlog
 import trio
 
+from basenet import failpoints
 from basenet.archive.keyring import make_writing_keyring
-from basenet.archive.store import Store, open_store
+from basenet.archive.store import Store, make_encryption, open_store
 from basenet.config.model import Config, Network
 from basenet.control.listeners import Listeners, open_listeners
 from basenet.control.server import serve as serve_http
@@ -27,7 +28,9 @@ from basenet.daemon.child import PASSED_ON, Child
 from basenet.daemon.facts import Facts
 from basenet.daemon.journalist import Journalist
 from basenet.daemon.keeper import Keeper
+from basenet.daemon.missing import restore_missing
 from basenet.daemon.node import Node
+from basenet.daemon.proof import Proofs
 from basenet.daemon.supervisor import DESCRIPTORS_PER_SHARD, Supervisor, check_configured
 from basenet.daemon.tracefile import TraceFile
 from basenet.daemon.waker import Waker
@@ -53,6 +56,7 @@ async def run(config: Config, *, environment: Mapping[str, str], command: str | 
 
     Raises what makes a start impossible: `UsageError`, `ConflictError`, `CorruptionError`.
     """
+    failpoints.arm((point.name, point.action) for point in config.failpoints)
     if config.network is Network.QUASAR:
         from basenet.daemon.cluster.service import run_cluster  # noqa: PLC0415  (cluster only)
 
@@ -152,7 +156,10 @@ async def _open_archive(
         key.signer(),
     )
     return open_store(
-        config.archive.url, environment={**environment, **unconditional}, keyring=keyring
+        config.archive.url,
+        environment={**environment, **unconditional},
+        encryption=make_encryption(config.archive_sse, config.archive_sse_kms_key_id),
+        keyring=keyring,
     )
 
 
@@ -166,6 +173,7 @@ class _Service:
         self._supervisor = Supervisor(node)
         self._keeper = Keeper(node, self._supervisor)
         self._facts = Facts(node, self._supervisor, self._keeper)
+        self._proofs = Proofs(node, self._supervisor.list_restorable)
         self._stop = trio.Event()
         self._child: Child | None = None
         self._exit_code = 0
@@ -178,6 +186,7 @@ class _Service:
                 nursery.start_soon(self._listen_to_signals)
                 nursery.start_soon(self._node.journalist.run)
                 nursery.start_soon(self._node.waker.run)
+                nursery.start_soon(self._proofs.run)
                 http_stop = trio.Event()
                 async with trio.open_nursery() as serving:
                     await self._serve(serving, nursery, http_stop, command)
@@ -191,12 +200,14 @@ class _Service:
         http_stop: trio.Event,
         command: str | None,
     ) -> None:
+        serving.start_soon(self._serve_http, http_stop)
+        await self._restore_missing()
         async with trio.open_nursery() as shards:
             shards.start_soon(self._supervisor.run, shards)
             shards.start_soon(self._keeper.run)
-            serving.start_soon(self._serve_http, http_stop)
             gc.freeze()
-            if command is not None:
+            # Told to stop while a database was restored: then none may be found missing.
+            if command is not None and not self._stop.is_set():
                 # So that no commit of its precedes us; an archive that is away does not hold it up.
                 with trio.move_on_after(_SETTLE_S):
                     await self._supervisor.settled()
@@ -215,6 +226,21 @@ class _Service:
             shards.start_soon(self._end_when_quiet, shards)
         http_stop.set()
         log.info("stopped")
+
+    async def _restore_missing(self) -> None:
+        """Bring back what is missing, if that is wanted, until we are told to stop."""
+        if not self._node.config.restore_if_missing:
+            return
+        self._facts.is_restoring = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stop_restoring, nursery.cancel_scope)
+            await restore_missing(self._node)
+            nursery.cancel_scope.cancel()
+        self._facts.is_restoring = False
+
+    async def _stop_restoring(self, scope: trio.CancelScope) -> None:
+        await self._stop.wait()
+        scope.cancel()
 
     async def _end_when_quiet(self, shards: trio.Nursery) -> None:
         """End the helpers of the supervisor once every shard has flushed."""

@@ -7,6 +7,7 @@ import trio
 
 from basenet import __version__
 from basenet.control.members import MembersCommand
+from basenet.control.reset import ResetCommand
 from basenet.control.surface import (
     READY_STATES,
     Level,
@@ -14,6 +15,7 @@ from basenet.control.surface import (
     NodeMetrics,
     NodeStatus,
     NotCaughtUp,
+    Orphaned,
     ShardMetrics,
     ShardState,
     ShardStatus,
@@ -40,6 +42,7 @@ class Facts:
         self._keeper = keeper
         self._started_ns = time.time_ns()
         self.is_stopping = False
+        self.is_restoring = False
 
     def node_status(self) -> NodeStatus:
         """Return the node and all its shards as they are now."""
@@ -75,6 +78,8 @@ class Facts:
         reasons += self._supervisor.refused
         if self._node.journalist.error is not None:
             reasons.append(self._node.journalist.error)
+        if self.is_restoring:
+            reasons.append("missing databases are being restored from the archive")
         if self.is_stopping:
             reasons.append("basenet is shutting down")
         return reasons
@@ -92,6 +97,9 @@ class Facts:
             ) from error
 
     def _status(self, shard: Shard) -> ShardStatus:
+        return self._node.proofs.add_to(self._describe(shard))
+
+    def _describe(self, shard: Shard) -> ShardStatus:
         record, session, progress = shard.record, shard.session, shard.progress
         archive = shard.archiver.facts()
         has_archive = self._node.store is not None
@@ -158,10 +166,10 @@ class Facts:
         sentence = error or _OK
         if error is not None:
             pass
+        elif archiver.waits_for is not None:
+            sentence = f"waits until the lease of {archiver.waits_for} has stood still for 30 s"
         elif archive is None or not archiver.is_compared:
             sentence = "not compared with the journal yet"
-        elif archive.waits_for is not None:
-            sentence = f"waits until the lease of {archive.waits_for} has stood still for 30 s"
         elif not archiver.is_restorable and shard.progress.archived_seq:
             why = upkeep.error if upkeep is not None else None
             sentence = "waits for a snapshot, and cannot be restored before"
@@ -201,6 +209,8 @@ class Facts:
             lease_contentions=counts["lease_contentions"],
             leases_lost=counts["leases_lost"],
             archive_losses=counts["archive_losses"],
+            proof_failures=self._node.proofs.failures.get(shard.shard, 0),
+            proof_seconds=self._node.proofs.of(shard.shard).seconds or None,
         )
 
     async def command(self, shard: str, command: MembersCommand) -> str:
@@ -211,13 +221,34 @@ class Facts:
             "set BASE_NETWORK=quasar on every node first."
         )
 
+    async def reset(self, shard: str, command: ResetCommand) -> str:
+        """Refuse: what counts in standalone is the file; see `Surface`."""
+        self._find(shard)
+        raise UsageError(
+            f"this node is standalone, so the file counts, and what differs is captured: to keep "
+            f"{command.keep} is a question of clusters. To go back, stop the application and "
+            "basenet, and use `basenet restore`."
+        )
+
     async def check_health(self) -> None:
         """Return when the journal answered; raise `UnavailableError` when it cannot."""
         await self._node.journalist.check_health()
 
-    async def wait(self, shard: str, seq: Seq | None, level: Level, timeout_s: float) -> WaitResult:
+    async def wait(
+        self,
+        shard: str,
+        seq: Seq | None,
+        level: Level,
+        timeout_s: float,
+        generation: str | None = None,
+    ) -> WaitResult:
         """Return once the shard is archived or final up to ``seq``; see `Surface`."""
         found = self._find(shard)
+        if generation is not None:
+            raise Orphaned(
+                f"shard {shard} has no generations, since this node is alone now: whether what was "
+                f"committed in {generation[:64]} is still there only the database tells."
+            )
         if level is Level.ARCHIVED and self._node.store is None:
             raise UsageError(
                 "BASE_ARCHIVE is off, so nothing is archived: wait with --level final."

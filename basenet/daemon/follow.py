@@ -22,6 +22,8 @@ _LET_GO_TRIES: Final = 8
 _LET_GO_PAUSE_S: Final = 0.03
 # A turn ends after this when other shards wait for one of the capture threads.
 _TURN_S_MAX: Final = 0.2
+# Between the two looks that somebody waits for: long enough for other threads to get on.
+_BRIEF_S: Final = 0.0002
 
 
 class Pumping(Protocol):
@@ -34,6 +36,24 @@ class Pumping(Protocol):
     async def drained(self) -> bool:
         """Return True when all that was captured before is in frames; False: it ended before."""
         ...
+
+
+class Nap:
+    """The pauses of a capture thread, which `Follower.look` cuts short."""
+
+    def __init__(self) -> None:
+        self.is_brief = False
+        """Whether somebody waits for the thread's next looks."""
+        self._is_over = threading.Event()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep so long, or until `end`; one that came before counts."""
+        if self._is_over.wait(min(seconds, _BRIEF_S) if self.is_brief else seconds):
+            self._is_over.clear()
+
+    def end(self) -> None:
+        """Let the thread look now."""
+        self._is_over.set()
 
 
 class Follower:
@@ -50,13 +70,15 @@ class Follower:
         bridge: Callable[[Gap], Awaitable[None]],
         file_lock: trio.Lock,
         sink: Callable[[list[Captured]], bool],
+        nap: Nap | None = None,
     ) -> None:
         """Take what else a session consists of.
 
         ``bridge`` mends a gap and sets the place where capture goes on; ``sink`` takes what was
-        captured and says whether there is room for more.
+        captured and says whether there is room for more. ``nap``: how ``capture`` sleeps.
         """
         self._sink = sink
+        self._nap = nap
         self._file_lock = file_lock
         self.capture = capture
         self._key = key
@@ -81,7 +103,7 @@ class Follower:
     def stop(self) -> None:
         """End `run` at the next commit boundary."""
         self._should_stop.set()
-        self._ring()
+        self._rouse()
 
     def request_detach(self) -> None:
         """Let go of the file at the next quiet moment."""
@@ -93,6 +115,12 @@ class Follower:
         self._foreign = reason
         self._ring()
 
+    def _rouse(self) -> None:
+        """Let the thread look now, and whoever starts it."""
+        if self._nap is not None:
+            self._nap.end()
+        self._ring()
+
     def _ring(self) -> None:
         self._doorbell.ring()
 
@@ -102,14 +130,19 @@ class Follower:
         It was once a poll that began after this call has ended.
         """
         begun = self._polls_begun
-        self._lookers += 1
-        self._ring()
+        self._look_for(1)
+        self._rouse()
         try:
             while not self._has_polled_since(begun) and not self._should_stop.is_set():
                 await self._polled.wait()
         finally:
-            self._lookers -= 1
+            self._look_for(-1)
         return not self._should_stop.is_set()
+
+    def _look_for(self, more: int) -> None:
+        self._lookers += more
+        if self._nap is not None:
+            self._nap.is_brief = self._lookers > 0
 
     def _has_polled_since(self, begun: int) -> bool:
         return self._polls_begun > begun + self._is_polling

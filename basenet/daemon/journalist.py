@@ -4,10 +4,15 @@ Whoever has something to make durable hands it over and waits. While one transac
 synced the next ones gather and become one, so the rate of fsyncs is that of the disk and not that
 of the commits. The application's WAL is synced in the same turn, before the journal (P7): a frame
 never counts while the commit behind it could still be lost by SQLite.
+
+Who is in no hurry says for how long (``patience_s``), and shares the transaction of whoever comes
+next. What is asked for is done in the order of asking, and what a shard settles is never done when
+the step in front of it was not: a log must not know more than the ballot.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final, TypeVar
 
 import structlog
@@ -16,6 +21,7 @@ import trio
 from basenet.errors import BasenetError, UnavailableError
 from basenet.journal.journal import Journal, JournalBroken
 from basenet.journal.records import Batch, Settled, Step
+from basenet.units import ShardId
 
 log = structlog.get_logger()
 
@@ -26,11 +32,16 @@ _HEALTH_S: Final = 5.0
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """What to store, or another act on the journal, and whoever waits for it."""
+    """What to store, or another act on the journal, and whoever waits for it.
+
+    ``due_s``: when it is done at the latest, on trio's clock. ``after``: fails with this one.
+    """
 
     work: Batch | Step | Settled | None
     act: Callable[[Journal], None] | None
     sync: Callable[[], None] | None
+    due_s: float = 0.0
+    after: "_Request | None" = None
     error: BasenetError | None = None
     is_withdrawn: bool = False
     done: trio.Event = field(default_factory=trio.Event)
@@ -46,6 +57,7 @@ class Journalist:
         self._taken: list[_Request] = []
         self._wake = trio.Event()
         self._withdrawn = trio.Event()
+        self._last_steps: dict[ShardId, _Request] = {}
         self._has_ended = False
         self._limiter = trio.CapacityLimiter(1)
         self._read_limiter = trio.CapacityLimiter(1)
@@ -54,13 +66,36 @@ class Journalist:
         """Return when ``batch`` is durable; ``sync`` (of the WAL) is called before."""
         await self._hand_over(_Request(work=batch, act=None, sync=sync))
 
-    async def keep(self, step: Step, sync: Callable[[], None] | None) -> None:
-        """Return when ``step`` of a shard with peers is durable; ``sync`` (of the WAL) before."""
-        await self._hand_over(_Request(work=step, act=None, sync=sync))
+    async def keep(
+        self, step: Step, sync: Callable[[], None] | None, patience_s: float = 0.0
+    ) -> None:
+        """Return when ``step`` of a shard with peers is durable; ``sync`` (of the WAL) before.
 
-    async def settle(self, settled: Settled) -> None:
-        """Return when these frames of a shard with peers are final on disk."""
-        await self._hand_over(_Request(work=settled, act=None, sync=None))
+        It may wait so long for others to share its transaction; see `hurry`.
+        """
+        request = _Request(work=step, act=None, sync=sync, due_s=_due_s(patience_s))
+        self._last_steps[step.shard] = request
+        await self._hand_over(request)
+
+    async def settle(self, settled: Settled, patience_s: float = 0.0) -> None:
+        """Return when these frames of a shard with peers are final on disk.
+
+        Raises what the step before raised, if that was not made durable.
+        """
+        last = self._last_steps.get(settled.shard)
+        await self._hand_over(
+            _Request(work=settled, act=None, sync=None, due_s=_due_s(patience_s), after=last)
+        )
+
+    def begin_term(self, shard: ShardId) -> None:
+        """Forget what an earlier replica of ``shard`` asked for; none of its requests waits."""
+        self._last_steps.pop(shard, None)
+
+    def hurry(self) -> None:
+        """Let nothing that waits now wait for company any longer."""
+        for request in self._requests:
+            request.due_s = 0.0
+        self._wake.set()
 
     async def perform(
         self, act: Callable[[Journal], Result], sync: Callable[[], None] | None = None
@@ -110,8 +145,7 @@ class Journalist:
         """Write for ever; raise `JournalBroken` when the journal cannot be trusted any more."""
         try:
             while True:
-                await self._wake.wait()
-                self._wake = trio.Event()
+                await self._gather()
                 self._taken, self._requests = self._requests, []
                 await self._write_until_done()
                 for request in self._taken:
@@ -122,6 +156,16 @@ class Journalist:
             for request in self._taken + self._requests:
                 request.error = UnavailableError("the journal is being closed.")
                 request.done.set()
+
+    async def _gather(self) -> None:
+        """Return as soon as somebody is in a hurry, or the first patience ends."""
+        while True:
+            due_s = min((request.due_s for request in self._requests), default=inf)
+            if due_s <= trio.current_time():
+                break
+            self._wake = trio.Event()
+            with trio.move_on_at(due_s):
+                await self._wake.wait()
 
     async def _write_until_done(self) -> None:
         """Write all but what was withdrawn before its turn; on a full disk again and again."""
@@ -145,6 +189,8 @@ class Journalist:
         self._withdrawn = trio.Event()
         for request in self._taken:
             if request.is_withdrawn:
+                # Told to who stands behind it; who asked for it has been cancelled.
+                request.error = UnavailableError("the step was given up.")
                 request.done.set()
         self._taken = [request for request in self._taken if not request.is_withdrawn]
 
@@ -164,7 +210,11 @@ class Journalist:
         works = [request.work for request in requests if request.work is not None]
         if not works:
             return
-        error = _act(lambda journal: journal.write(works), self.journal)
+        failed = next((each.after.error for each in requests if each.after is not None), None)
+        if failed is not None and len(requests) == 1:
+            requests[0].error, requests[0].work = failed, None
+            return
+        error = failed or _act(lambda journal: journal.write(works), self.journal)
         if error is not None and len(requests) > 1:
             for request in requests:
                 self._write_works([request])
@@ -173,6 +223,11 @@ class Journalist:
             request.error = error
             # Before anything else can fail: what is tried again must not store it twice.
             request.work = None
+
+
+def _due_s(patience_s: float) -> float:
+    """Return when a request must be done; what is in a hurry is due already."""
+    return trio.current_time() + patience_s if patience_s else 0.0
 
 
 def _act(act: Callable[[Journal], None], journal: Journal) -> BasenetError | None:

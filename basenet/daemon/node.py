@@ -10,6 +10,7 @@ from basenet.config.model import Config
 from basenet.control.histogram import Histogram
 from basenet.daemon.chain import Author
 from basenet.daemon.journalist import Journalist
+from basenet.daemon.ledger import Ledger
 from basenet.daemon.tracefile import TraceFile
 from basenet.daemon.waker import Waker
 from basenet.units import PublicKeyBytes
@@ -36,6 +37,8 @@ class Node:
     traces: TraceFile | None = None
     # For how many seconds we held SQLite's write lock, by the reason.
     lock_held: dict[str, Histogram] = field(default_factory=dict)
+    # What the last proofs of the archive found.
+    proofs: Ledger = field(default_factory=Ledger)
     # One shard asks the store whether it keeps conditions; the others find the answer.
     probe_lock: trio.Lock = field(default_factory=trio.Lock)
     capture_limiter: trio.CapacityLimiter = field(

@@ -73,6 +73,16 @@ class Supervisor:
         for shard in list(self.shards.values()):
             await shard.progress.wait_until(shard.has_base)
 
+    def list_restorable(self) -> list["ShardId"]:
+        """Return the shards whose archive was compared and can be restored."""
+        return [
+            name
+            for name, shard in self.shards.items()
+            if shard.archiver.is_compared
+            and shard.archiver.is_restorable
+            and shard.progress.archived_seq
+        ]
+
     def _look(self) -> Listing:
         served = {shard.path for shard in self.shards.values()}
         return find_databases(self._node.config.shards, served)

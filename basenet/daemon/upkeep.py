@@ -1,8 +1,9 @@
-"""Snapshots and retention of one shard: one task, one after the other.
+"""Snapshots, retention and compaction of one shard: one task, one after the other.
 
-Retention must not delete a part that a snapshot has just found, so both are done here in turn.
-When a snapshot is due is `archive.schedule`'s decision; what retention deletes is
-`archive.retention`'s. A failed one leaves nothing behind and is tried again.
+Retention must not delete a part that a snapshot has just found, nor a log object that is being
+merged, so all are done here in turn. When a snapshot is due is `archive.schedule`'s decision; what
+retention deletes is `archive.retention`'s, what is merged `archive.compaction`'s. A failed one
+leaves nothing behind and is tried again.
 """
 
 import time
@@ -15,6 +16,7 @@ import structlog
 import trio
 
 from basenet.archive.clock import SECOND_NS
+from basenet.archive.compact import Compactor
 from basenet.archive.pageset import SnapshotSource
 from basenet.archive.prune import Pruner
 from basenet.archive.publish import Published
@@ -36,6 +38,8 @@ _IDLE_LOOK_S: Final = 15.0
 _CALM_S: Final = 2.0
 _PRUNE_S_MIN: Final = 5.0
 _PRUNE_S_MAX: Final = 3600.0
+# A compaction that failed is tried again after that long: nothing is lost meanwhile.
+_COMPACT_AGAIN_S: Final = 30.0
 
 
 class Reader(SnapshotSource, Protocol):
@@ -71,6 +75,7 @@ class Upkeep:
         shard: Host,
         snapshots: Snapshots,
         pruner: Pruner,
+        compactor: Compactor,
         history: History,
         is_archive_there: Callable[[], bool],
     ) -> None:
@@ -82,6 +87,8 @@ class Upkeep:
         self._shard = shard
         self._snapshots = snapshots
         self._pruner = pruner
+        self._compactor = compactor
+        self._compact_at_s = float("-inf")
         self._is_archive_there = is_archive_there
         self._log = log.bind(shard=shard.shard)
         self._failures = 0
@@ -150,6 +157,8 @@ class Upkeep:
             elif trio.current_time() >= self._prune_at_s:
                 self._prune_at_s = trio.current_time() + self._prune_pause_s
                 await self._tried("retention_failed", self._prune)
+            elif self._compactor.is_due and trio.current_time() >= self._compact_at_s:
+                await self._compact()
             else:
                 await self._rest()
 
@@ -225,7 +234,16 @@ class Upkeep:
         )
         self._shard.progress.wake()
 
+    async def _compact(self) -> None:
+        async def step() -> None:
+            await self._compactor.step()
+
+        if not await self._tried("compaction_failed", step):
+            self._compact_at_s = trio.current_time() + _COMPACT_AGAIN_S
+
     async def _prune(self) -> None:
         report = await self._pruner.run()
+        if not report.is_whole:
+            self._prune_at_s = trio.current_time() + _PRUNE_S_MIN
         if report.deleted:
             self._log.info("retention", deleted=report.deleted, bytes=report.deleted_bytes)

@@ -71,20 +71,30 @@ class Waiting:
         return self._bytes < WAITING_BYTES_MAX
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return not self._items
+
+    @property
+    def raw_bytes(self) -> int:
+        """How much waits, in bytes of pages."""
+        return self._bytes
+
+    @property
     def commits(self) -> int:
         """How many captured commits wait."""
         with self._room:
             return sum(item.commits for item in self._items)
 
-    def take(self) -> list[Captured]:
-        """Return and forget the first of what waits, in order: at most `TAKEN_BYTES_MAX`.
+    def take(self, bytes_max: int = TAKEN_BYTES_MAX) -> list[Captured]:
+        """Return and forget the first of what waits, in order: at most ``bytes_max``.
 
         A single piece is returned however large it is. The pump is woken for what is left.
         """
         with self._room:
             count = size = 0
             for item in self._items:
-                if count and size + item.raw_bytes > TAKEN_BYTES_MAX:
+                if count and size + item.raw_bytes > bytes_max:
                     break
                 size += item.raw_bytes
                 count += 1

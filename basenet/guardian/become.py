@@ -40,6 +40,11 @@ def daemon_words(words: Sequence[str]) -> list[str]:
     return [*_interpreter(), "-m", "basenet", "serve", "--", *words]
 
 
+def module_words(module: str) -> list[str]:
+    """Return the command line of a child process that runs ``module`` of basenet."""
+    return [*_interpreter(), "-m", module]
+
+
 def _interpreter() -> list[str]:
     """Return the interpreter, with the present directory searched for modules only if it is now."""
     is_searched = bool(sys.path) and sys.path[0] in ("", os.getcwd())  # noqa: PTH109

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 Tell = Callable[[ToDaemon, tuple[int, ...]], None]
 """Send a message to the daemon, with descriptors."""
 
-# Files looked at per tick, in turn: with 10,000 fences each is looked at every 10 s, and a tick
-# stays below a millisecond.
-LOOKS_MAX: Final = 100
+# At each look around this part of the files is looked at, in turn, and at least so many: each one
+# is within ten seconds, whatever their number, and a thousand of them cost no CPU to speak of.
+LOOKS_SHARE: Final = 100
+LOOKS_MIN: Final = 5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,6 +67,8 @@ class Keeper:
         self._entries: dict[int, _Entry] = {}
         self._by_path: dict[Path, _Entry] = {}
         self._round: list[_Entry] = []
+        # Before this instant no fence has to be closed; None: none is open.
+        self._close_at: int | None = None
 
     @property
     def fences(self) -> tuple[Fence, ...]:
@@ -110,9 +113,13 @@ class Keeper:
                 pass  # the parent's business
 
     def tick(self, now: int) -> int | None:
-        """Close what has run out; return when the next fence does, None if none is open."""
-        self._look_around()
-        earliest: int | None = None
+        """Close what has run out; return when the next fence does, None if none is open.
+
+        A renewal only makes it later, so that most ticks need not look at the fences.
+        """
+        if self._close_at is None or now < self._close_at:
+            return self._close_at
+        earliest = self._close_at = None
         for entry in self._by_path.values():
             state = entry.fence.state
             # One that is being closed is tried again, too: all threads may be waiting for others.
@@ -124,6 +131,8 @@ class Keeper:
                 continue
             elif earliest is None or entry.fence.open_until < earliest:
                 earliest = entry.fence.open_until
+        if self._close_at is None:
+            self._close_at = earliest
         return earliest
 
     def on_locked(self, fence: Fence, now: int) -> None:
@@ -139,6 +148,7 @@ class Keeper:
         elif fence.state is FenceState.OPEN and fence.open_until > now:
             # It was released while the thread waited.
             fence.open(fence.open_until)
+            self._close_at = 0
         elif fence.state is not FenceState.REPLACED:
             fence.mark_closed()
             self._say_held(entry)
@@ -217,13 +227,16 @@ class Keeper:
             return
         entry.ticket = None
         entry.fence.open(until)
+        self._close_at = 0
 
     def _close(self, entry: _Entry) -> None:
         if entry.fence.state is FenceState.REPLACED:
             return
         if entry.fence.close():
             self._say_held(entry)
-        elif not entry.is_waited_for:
+            return
+        self._close_at = 0
+        if not entry.is_waited_for:
             entry.is_waited_for = True
             self._wait_for(entry.fence)
 
@@ -234,9 +247,10 @@ class Keeper:
         self._tell(held, entry.fence.descriptors() if entry.ticket == 0 else ())
         entry.ticket = None
 
-    def _look_around(self) -> None:
+    def look_around(self) -> None:
         """See whether the next few files are still those that are fenced."""
-        for _ in range(min(LOOKS_MAX, len(self._entries))):
+        count = len(self._entries)
+        for _ in range(min(max(LOOKS_MIN, -(-count // LOOKS_SHARE)), count)):
             if not self._round:
                 self._round = list(self._entries.values())
             self._look(self._round.pop())

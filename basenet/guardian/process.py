@@ -20,6 +20,8 @@ from basenet.guardian.waiters import Waiters
 
 TICK_S: Final = 0.1
 _PER_SECOND: Final = 1_000_000_000
+_LOOK_NS: Final = 95_000_000
+"""Between two looks at the files: one a tick, and none for the messages in between."""
 
 
 def now_ns() -> int:
@@ -40,6 +42,7 @@ class GuardianLoop:
             end.setblocking(False)
         self._selector.register(self._bell_out, selectors.EVENT_READ, self._take_locked)
         self._daemon: socket.socket | None = None
+        self._look_at = 0
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self.keeper = Keeper(tell=self._tell, wait_for=Waiters(self._on_locked).wait_for)
 
@@ -69,6 +72,9 @@ class GuardianLoop:
     def step(self) -> None:
         """Wait for the next thing to happen, at most a tick, and do it."""
         now = now_ns()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_NS
+            self.keeper.look_around()
         next_ns = self.keeper.tick(now)
         wait_s = TICK_S
         if next_ns is not None:

@@ -81,6 +81,19 @@ def read_frame(connection: apsw.Connection, number: int, digest: FrameHash) -> b
     return encoded
 
 
+def read_locals(connection: apsw.Connection, number: int) -> tuple[LocalNumber, LocalNumber] | None:
+    """Return the first and the last local number in own frames; None if there are none."""
+    rows = connection.execute(
+        "SELECT min(local_first), max(local_last) FROM branch "
+        "WHERE number = ? AND local_first <= local_last",
+        (number,),
+    ).fetchall()
+    first, last = rows[0]
+    if not isinstance(first, int) or not isinstance(last, int):
+        return None
+    return LocalNumber(first), LocalNumber(last)
+
+
 def load_heads(connection: apsw.Connection, number: int) -> tuple[Head, ...]:
     """Return the heads of all frames, by seq; raise `CorruptionError` if one is rotten."""
     rows = list(

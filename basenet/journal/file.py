@@ -37,6 +37,7 @@ from typing import Final, TypeVar
 
 import apsw
 
+from basenet import failpoints
 from basenet.errors import (
     BasenetError,
     ConflictError,
@@ -155,6 +156,7 @@ class JournalFile:
                 self._writer.execute("BEGIN IMMEDIATE")
                 result = write(self._writer)
                 self._writer.execute("UPDATE meta SET value = value + 1 WHERE key = 'jcount'")
+                failpoints.reach(failpoints.SYNC)
                 self._writer.execute("COMMIT")
                 self.jcount += 1
             except BaseException:

@@ -142,11 +142,24 @@ class Journal:
     # Shards
 
     def load(self, shard: ShardId) -> ShardRecord | None:
-        """Return what is known of ``shard``; None before its genesis is stored.
+        """Return what is known of ``shard``, before anything is written to it in this life.
 
         The PARTIAL frames of a run that a crash cut off are dropped first: nothing in such a run
-        was final, and its cursor still stands in front of it.
+        was final, and its cursor still stands in front of it. A run that is being written would be
+        cut off, too: whoever only wants to know asks for the `record`.
         """
+        record = self.record(shard)
+        if record is None:
+            return None
+        log = self._logs[shard]
+        if log.seq_last > log.seq_whole:
+            self._logs[shard] = self._file.transact(
+                lambda connection: self._shrunk(log.cut_open_run(connection, record.local_last))
+            )
+        return record
+
+    def record(self, shard: ShardId) -> ShardRecord | None:
+        """Return what is known of ``shard``; None before its genesis is stored."""
         log = self._logs.get(shard)
         if log is None:
             return None
@@ -161,10 +174,6 @@ class Journal:
             raise damaged(self.path, f"shard {shard}: {error}") from error
         if not record.tip.is_signed_by_author():
             raise damaged(self.path, f"shard {shard}: nobody signed its tip")
-        if log.seq_last > log.seq_whole:
-            self._logs[shard] = self._file.transact(
-                lambda connection: self._shrunk(log.cut_open_run(connection, record.local_last))
-            )
         return record
 
     def _shrunk(self, log: FrameLog) -> FrameLog:
@@ -471,6 +480,11 @@ class Journal:
         """Return an encoded frame above the final one; None if it is not there (any more)."""
         with self._judging(shard) as connection:
             return branch.read_frame(connection, self._logs[shard].number, digest)
+
+    def undecided_locals(self, shard: ShardId) -> tuple[LocalNumber, LocalNumber] | None:
+        """Return the local numbers, first and last, in own frames above the final one; or None."""
+        with self._judging(shard) as connection:
+            return branch.read_locals(connection, self._logs[shard].number)
 
     def certificate_for(self, shard: ShardId, seq: int) -> Certificate | None:
         """Return the lowest certificate at or above ``seq`` in the epoch of that frame."""

@@ -34,6 +34,7 @@ from typing import Final
 
 import apsw
 
+from basenet import failpoints
 from basenet.errors import (
     BasenetError,
     ConflictError,
@@ -214,6 +215,7 @@ class Database:
 
     def sync_wal(self) -> None:
         """Make every frame that is in the -wal now survive a power loss."""
+        failpoints.reach(failpoints.SYNC)
         os.fdatasync(self.wal_fd)
 
     def heal_index(self, connection: apsw.Connection) -> None:

@@ -104,12 +104,22 @@ class Capture:
         policy: CapturePolicy = CapturePolicy.ADAPTIVE,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        nap: Callable[[float], None] | None = None,
+        pause_s_max: float = POLL_PAUSE_S_MAX,
+        active_s: float = ACTIVE_S,
     ) -> None:
-        """``clock``: monotonic seconds. The caller gives ``database`` away: `close` closes it."""
+        """``clock``: monotonic seconds. The caller gives ``database`` away: `close` closes it.
+
+        ``nap``: sleeps between two looks of `run_active`, and may be cut short; ``pause_s_max``:
+        how rarely it looks for the next commit of a database in use, for ``active_s`` after one.
+        """
         self.database = database
         self.counters = CaptureCounters()
         self._clock = clock
         self._sleep = sleep
+        self._nap = nap or sleep
+        self._pause_s_max = pause_s_max
+        self._active_s = active_s
         self._reader = LogReader(database)
         self._policy = PinPolicy(policy, clock())
         self.rotation = Rotation(
@@ -313,11 +323,11 @@ class Capture:
             next_call_s = self.rotation.steer(has_news=has_news)
             if has_news:
                 pause_s = POLL_PAUSE_S
-            elif self._policy.idle_s(self._clock()) >= ACTIVE_S and self.rotation.engage():
+            elif self._policy.idle_s(self._clock()) >= self._active_s and self.rotation.engage():
                 return Rest(reason=RestReason.IDLE, next_call_s=next_call_s)
             else:
-                pause_s = min(2 * pause_s, POLL_PAUSE_S_MAX)
-            self._sleep(pause_s)
+                pause_s = min(2 * pause_s, self._pause_s_max)
+            self._nap(pause_s)
         return self._rest(RestReason.STOPPED)
 
     def _rest(self, reason: RestReason) -> Rest:

@@ -20,6 +20,7 @@ from basenet.sqlite.pages import PageView
 _COOKIE: Final = Struct(">I")
 _COOKIE_OFFSET: Final = 40
 _COPIES_MAX: Final = 100
+_NUMBERS: Final = ("schema_version", "user_version", "application_id")
 
 
 def has_rows(database: Database) -> bool:
@@ -45,6 +46,29 @@ def _has_row(connection: apsw.Connection, table: str) -> bool:
         return bool(connection.execute(f'select 1 from "{quoted}" limit 1').fetchall())  # noqa: S608
     except apsw.SQLError:
         return True  # a virtual table whose module only the application has
+
+
+def page_count(database: Database) -> int:
+    """Return how many pages the database has; raises an error of ours if it cannot be read."""
+    with closing(database.connect()) as connection:
+        try:
+            return int(connection.pragma("page_count"))
+        except apsw.Error as error:
+            raise translated(error, database.path) from error
+
+
+def is_blank(database: Database) -> bool:
+    """Return whether nobody has ever stored anything in the database since it was made.
+
+    One page at most, no change of the schema, no number of the application's. Raises an error of
+    ours if it cannot be read.
+    """
+    with closing(database.connect()) as connection:
+        try:
+            numbers = [int(connection.pragma(name)) for name in _NUMBERS]
+            return int(connection.pragma("page_count")) <= 1 and not any(numbers)
+        except apsw.Error as error:
+            raise translated(error, database.path) from error
 
 
 class Schema:

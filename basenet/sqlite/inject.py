@@ -57,6 +57,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from basenet import failpoints
 from basenet.errors import ConflictError, UnavailableError
 from basenet.sqlite import locks
 from basenet.sqlite.signals import SHM_SUFFIX, WAL_SUFFIX
@@ -246,7 +247,7 @@ class Injector:
         )
         os.pwrite(self._log, raw, 0)
         if durable:
-            os.fdatasync(self._log)
+            _sync(self._log)
         checksum = _TWO_WORDS_BIG.unpack_from(raw, 24)
         after = Position(
             salts=salts,
@@ -280,7 +281,7 @@ class Injector:
                 offset += len(block.data)
                 pgnos.append(block.pgnos)
             if durable:
-                os.fdatasync(self._log)
+                _sync(self._log)
             self._index(before, np.concatenate(pgnos))
         except OSError as error:
             self._known = None
@@ -306,7 +307,7 @@ class Injector:
         with _Held(self._shm) as held:
             if not held or self.position() != before:
                 return False
-            os.fdatasync(self._database)
+            _sync(self._database)
             after = Position(
                 salts=salts_after_restart(before.salts, before.frame_max, before.checksum),
                 frame_max=0,
@@ -337,7 +338,7 @@ class Injector:
 
     def sync(self) -> None:
         """Make everything that was applied durable."""
-        os.fdatasync(self._log)
+        _sync(self._log)
 
     def _header(self) -> IndexHeader:
         header = decode_header(bytes(self._map[: 2 * _COPY_BYTES]))
@@ -555,6 +556,11 @@ def _slices(
             part = pgnos[start : start + step]
             left -= len(part)
             yield part, view[start * page_size : (start + len(part)) * page_size], left == 0
+
+
+def _sync(descriptor: int) -> None:
+    failpoints.reach(failpoints.SYNC)
+    os.fdatasync(descriptor)
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:

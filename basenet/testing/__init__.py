@@ -1,9 +1,12 @@
 """Test equipment, shipped with the program: what it takes to try basenet against bad days.
 
 =================  ==============================================================================
-`objectstores`     an S3 and a GCS server on this machine, each a child process on a free port
+`objectstores`     S3 and GCS servers on this machine, each a child process on a free port
+`radosgw`          Ceph's S3, from Debian's packages, as one of them
 `faultproxy`       a proxy that delays, loses, cuts and swallows HTTP requests on purpose
+`storesoak`        `cmd/basenet-store-soak`: load, a store in bad weather, SIGKILLs; a verdict
 `links`            TCP connections between nodes that can be cut, held and slowed
+`hardware`         a node's disk, filled or slowed, and its clock, stepped
 `cluster`          several real nodes on loopback: started, killed, stopped, asked
 `history`          clients of a cluster, what they were told, and whether that can be true
 `clustercheck`     judges databases, journals and orphan bundles of a cluster from outside

@@ -11,6 +11,9 @@ whose child is the daemon. A `Cluster` is a certificate authority and its nodes:
     FOLDER/NODE/data/             BASE_DATA_DIR; the daemon is asked over the socket in it
     FOLDER/NODE/serve.log         all that its runs have printed
 
+``db`` and ``data`` lie in FOLDER/NODE/disk, a filesystem of its own, with ``has_disks``
+(`testing.hardware`).
+
 With ``has_links`` every node dials every other through a `Link` of its own, so that any direction
 can be cut or held. Nothing sleeps in the hope that something has happened: whoever waits asks until
 it has, and gives up with what every node says of itself and the ends of their logs.
@@ -37,6 +40,7 @@ from basenet.control.listeners import SOCKET_NAME
 from basenet.control.surface import Level, ShardRole, ShardStatus, WaitResult
 from basenet.errors import BasenetError
 from basenet.keys import authority
+from basenet.testing.hardware import Hardware
 from basenet.testing.links import LOOPBACK, Link
 
 PATIENCE_S: Final = 60.0
@@ -56,20 +60,23 @@ class ClusterStuck(AssertionError):  # noqa: N818  (what happened to the waiter)
 class ClusterNode:
     """One node: its files, its settings and its processes. Made by `Cluster`."""
 
-    def __init__(self, folder: Path, name: str, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, name: str, environment: Mapping[str, str], hardware: Hardware
+    ) -> None:
         self.name = name
         self.folder = folder
-        self.data_dir = folder / "data"
+        self.hardware = hardware
+        self.data_dir = hardware.disk / "data"
         self.log = folder / "serve.log"
         self.environment = dict(environment)
         """What the next start is given, beside the inherited environment."""
         self.process: subprocess.Popen[bytes] | None = None
         self.client = DaemonClient(Target(socket_path=self.data_dir / SOCKET_NAME))
-        (folder / "db").mkdir(parents=True, exist_ok=True)
+        (hardware.disk / "db").mkdir(parents=True, exist_ok=True)
 
     def database(self, shard: str = SHARD) -> Path:
         """Return the path of a shard's database on this node."""
-        return self.folder / "db" / f"{shard}.db"
+        return self.hardware.disk / "db" / f"{shard}.db"
 
     # Its processes.
 
@@ -85,7 +92,7 @@ class ClusterNode:
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "basenet", "serve"],
-                env=inherited | self.environment,
+                env=inherited | self.environment | dict(self.hardware.environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -202,14 +209,19 @@ class Cluster:
         *,
         shards: Sequence[str] = (SHARD,),
         has_links: bool = False,
+        has_disks: bool = False,
+        clocked: Sequence[str] = (),
+        can_slow: bool = False,
         **environment: str,
     ) -> None:
         """Make the files of ``count`` nodes; `start` starts them.
 
+        ``has_disks``, ``can_slow``: as `Hardware` says; ``clocked``: whose clock can step.
         ``environment``: BASE_* settings for all of them, over those that a node needs.
         """
         self.folder = folder
         self.shards = tuple(shards)
+        self.clocked = tuple(clocked)
         self.names = tuple(f"n{number}" for number in range(count))
         self.links: dict[tuple[str, str], Link] = {}
         """By (who dials, who listens); empty without ``has_links``."""
@@ -223,13 +235,16 @@ class Cluster:
                 for other in self.names
                 if one != other
             }
-        self.nodes = {
-            name: ClusterNode(folder / name, name, self._settings(name, ports) | environment)
-            for name in self.names
-        }
+        self.nodes: dict[str, ClusterNode] = {}
+        for name in self.names:
+            hardware = Hardware(
+                folder / name, has_disk=has_disks, has_clock=name in clocked, can_slow=can_slow
+            )
+            settings = self._settings(name, ports, hardware.disk) | environment
+            self.nodes[name] = ClusterNode(folder / name, name, settings, hardware)
 
-    def _settings(self, name: str, ports: Mapping[str, int]) -> dict[str, str]:
-        folder, keys = self.folder / name, self.folder / "ca"
+    def _settings(self, name: str, ports: Mapping[str, int], folder: Path) -> dict[str, str]:
+        keys = self.folder / "ca"
         peers = [
             self.links[name, other].port if self.links else ports[other]
             for other in self.names
@@ -258,6 +273,7 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         for node in self:
             node.kill()
+            node.hardware.close()
         for link in self.links.values():
             link.close()
 

@@ -23,14 +23,26 @@ from typing import Final
 from basenet import __version__
 from basenet.testing.cluster import Cluster, ClusterNode, ClusterStuck
 from basenet.testing.clustercheck import Verdict, check
-from basenet.testing.history import ApplicationGone, Client, Outcome, RegisterApplication
+from basenet.testing.hardware import can_mount, find_faketime
+from basenet.testing.history import (
+    ApplicationGone,
+    Client,
+    Operation,
+    Outcome,
+    RegisterApplication,
+    write_unguarded,
+)
 
 _PART_MINUTES: Final = 3.0
 _PAUSE_S: Final = (0.5, 4.0)
 _FAULT_S: Final = (0.3, 4.0)
-_SETTLE_S: Final = 120.0
+_SETTLE_S: Final = 300.0
 _READ_EVERY_S: Final = 0.1
 _CLIENTS: Final = 2
+_SYNC_MS: Final = (5, 20, 80, 300)
+_STRAYS_MAX: Final = 5
+_HOUR_S: Final = 3600
+_STEPS_S: Final = (-30 * 24 * _HOUR_S, -_HOUR_S, -5, 1, 30, _HOUR_S, 400 * 24 * _HOUR_S)
 _EVERYONE: Final = "all"
 _BYZANTINE_NODES: Final = 4
 # What ends with a failed assertion or an unforeseen exception leaves this in a log.
@@ -45,6 +57,8 @@ class Outline:
     seconds: float
     nodes: int = 3
     is_byzantine: bool = False
+    has_disks: bool = False
+    has_clock: bool = False
 
 
 @dataclass(kw_only=True)
@@ -54,6 +68,7 @@ class Told:
     outline: Outline
     faults: list[str] = field(default_factory=list)
     reads: int = 0
+    strays: list[Operation] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
 
@@ -127,7 +142,14 @@ class _Story:
             (1, self._drop_connections),
             (2, self._kill_two),
             (1, self._restart_all),
+            (3, self._write_unguarded),
+            (2, self._slow_disk),
+            *([(2, self._fill_disk)] if told.outline.has_disks else []),
+            *([(2, self._step_clock)] if told.outline.has_clock else []),
         )
+        self._clock: ClusterNode | None = None
+        if told.outline.has_clock:
+            self._clock = cluster[cluster.clocked[0]]
 
     def run(self) -> None:
         """Let faults come until the time is over."""
@@ -218,17 +240,72 @@ class _Story:
             one.kill()
         self._cluster.start()
 
+    # What a node runs on.
+
+    def _slow_disk(self, node: ClusterNode) -> None:
+        milliseconds = self._chance.choice(_SYNC_MS)
+        self._tell(f"everything durable at {node.name} takes {milliseconds} ms longer")
+        node.hardware.slow(milliseconds)
+        self._last()
+        node.hardware.slow(0)
+
+    def _fill_disk(self, node: ClusterNode) -> None:
+        self._tell(f"the disk of {node.name} is full")
+        node.hardware.fill()
+        self._last()
+        node.hardware.free()
+
+    def _step_clock(self, node: ClusterNode) -> None:
+        """Only one node has such a clock; the step stays until the next one."""
+        del node
+        assert self._clock is not None, "no clock to step"
+        seconds = self._chance.choice((0, *_STEPS_S))
+        self._tell(f"the wall clock of {self._clock.name} is {seconds:+d} s off")
+        self._clock.hardware.step(seconds)
+
+    def _write_unguarded(self, node: ClusterNode) -> None:
+        """Let an application write while neither guardian nor daemon runs."""
+        is_closed = self._chance.random() < 0.5  # noqa: PLR2004  (half)
+        count = self._chance.randint(1, _STRAYS_MAX)
+        self._tell(
+            f"kill {node.name}; {count} commits there by an application that is "
+            f"{'closed' if is_closed else 'killed'}"
+        )
+        node.kill()
+        name = f"stray{len(self._told.strays)}"
+        self._told.strays += write_unguarded(node, name, count, is_closed=is_closed)
+        node.start()
+
+    def heal(self) -> None:
+        """End what may last: a full disk, a slow one, a wrong clock, cut links, ended nodes."""
+        for node in self._cluster:
+            if self._told.outline.has_disks:
+                node.hardware.free()
+            node.hardware.slow(0)
+        if self._clock is not None:
+            self._clock.hardware.step(0)
+        self._cluster.heal()
+        self._cluster.start()
+
 
 def play(folder: Path, outline: Outline, say: Callable[[str], None]) -> Told:
     """Play one story in ``folder`` and judge it; raises `ClusterStuck` if it does not settle."""
     told = Told(outline=outline)
     environment = {"BASE_FAULT_MODEL": "byzantine"} if outline.is_byzantine else {}
     with (
-        Cluster(folder, outline.nodes, has_links=True, **environment) as cluster,
+        Cluster(
+            folder,
+            outline.nodes,
+            has_links=True,
+            has_disks=outline.has_disks,
+            clocked=[f"n{outline.seed % outline.nodes}"] if outline.has_clock else [],
+            can_slow=True,
+            **environment,
+        ) as cluster,
         ExitStack() as on,
     ):
         cluster.start()
-        cluster.wait_writer()
+        cluster.wait_writer(patience_s=_SETTLE_S)
         clients = [
             Client(cluster, f"c{number}", seed=outline.seed * 100 + number)
             for number in range(_CLIENTS)
@@ -237,9 +314,9 @@ def play(folder: Path, outline: Outline, say: Callable[[str], None]) -> Told:
         for reader in readers:
             on.callback(reader.stop)
         try:
-            _Story(cluster, told, say).run()
-            cluster.heal()
-            cluster.start()
+            story = _Story(cluster, told, say)
+            story.run()
+            story.heal()
             # Whoever writes must be able to again: that is the end of the faults.
             _wait_for_final(cluster, clients)
         finally:
@@ -249,7 +326,7 @@ def play(folder: Path, outline: Outline, say: Callable[[str], None]) -> Told:
         codes = cluster.stop()
         told.complaints += [f"{name} ended with {code}" for name, code in codes.items() if code]
         told.complaints += find_bugs(cluster)
-        told.verdict = check(cluster, operations)
+        told.verdict = check(cluster, operations + told.strays)
     return told
 
 
@@ -286,18 +363,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="how long in all [30]")
     parser.add_argument("--part", type=float, default=_PART_MINUTES, help="minutes of a part [3]")
     parser.add_argument("--seed", type=int, default=None, help="of the first part [by chance]")
+    parser.add_argument(
+        "--no-disks", action="store_true", help="no filesystem of their own for nodes, even as root"
+    )
+    parser.add_argument("--byzantine", action="store_true", help="four nodes in every part")
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
     deadline = time.monotonic() + 60 * options.minutes
     part = 0
     while (left := deadline - time.monotonic()) > 0:
         # Every third part is a Byzantine cluster.
-        is_byzantine = part % 3 == 2  # noqa: PLR2004
+        is_byzantine = options.byzantine or part % 3 == 2  # noqa: PLR2004
         outline = Outline(
             seed=seed + part,
             seconds=min(60 * options.part, max(left, 5.0)),
             nodes=_BYZANTINE_NODES if is_byzantine else 3,
             is_byzantine=is_byzantine,
+            has_disks=can_mount() and not options.no_disks,
+            has_clock=find_faketime() is not None,
         )
         _play_part(outline)
         part += 1
@@ -306,7 +389,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _play_part(outline: Outline) -> None:
     model = "byzantine" if outline.is_byzantine else "crash"
-    say(f"\nseed {outline.seed}: {outline.nodes} nodes ({model}), {outline.seconds:.0f} s")
+    say(
+        f"\nseed {outline.seed}: {outline.nodes} nodes ({model}), {outline.seconds:.0f} s, "
+        f"{'disks that fill up' if outline.has_disks else 'no disks of their own'}, "
+        f"{'a clock that steps' if outline.has_clock else 'no clock that steps'}"
+    )
     folder = Path(tempfile.mkdtemp(prefix=f"basenet-soak-{outline.seed}-"))
     try:
         told = play(folder, outline, lambda text: say(f"  {text}"))

@@ -13,8 +13,9 @@ and read in the copies. What must hold, each with a sentence when it does not:
    is linearizable (`testing.history`); the frame at the seq of the acknowledgement was written by
    the node that acknowledged. So no two writers acknowledged the same seqs.
 4. Every operation that SQLite acknowledged is in the final state, or its row is in the frames of
-   an orphan bundle, proven by its signature. And counted: each node's local numbers, over its final
-   frames, its branch and its bundles, have no gap and no overlap.
+   an orphan bundle, proven by its signature, or in a file that was kept aside. And counted: each
+   node's local numbers, over its final frames, its branch and its bundles, have no gap and no
+   overlap.
 """
 
 import shutil
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Final
 
 from basenet.daemon.cluster.orphans import FOLDER, Bundle, list_bundles, read_bundle
+from basenet.daemon.cluster.placing import REPLACED
 from basenet.errors import BasenetError
 from basenet.journal.schema import frame_ids
 from basenet.keys.trust import read_trusted_keys
@@ -49,7 +51,7 @@ class Journalled:
     """What one node's journal says of a shard. Ranges of local numbers are (first, last).
 
     ``branch``: those of own frames above the final one, by hash; what lost stays there until what
-    won has passed it.
+    won has passed it. ``aside``: those that a whole file was kept for.
     """
 
     heads: dict[int, Head]
@@ -57,6 +59,7 @@ class Journalled:
     local_ranges: list[tuple[int, int]]
     local_last: int
     branch: dict[bytes, tuple[int, int]]
+    aside: list[tuple[int, int]]
 
 
 @dataclass(kw_only=True)
@@ -71,12 +74,13 @@ class Verdict:
     local: int = 0
     orphaned: int = 0
     bundles: int = 0
+    aside: int = 0
 
     def __str__(self) -> str:
         facts = (
             f"final seq {self.final_seq}, root {self.root[:16]}, {self.operations} operations: "
             f"{self.local} acknowledged by SQLite, {self.acknowledged} of them final, "
-            f"{self.orphaned} in {self.bundles} orphan bundles"
+            f"{self.orphaned} in {self.bundles} orphan bundles or {self.aside} files kept aside"
         )
         return "\n".join([facts, *(f"VIOLATION: {text}" for text in self.violations)])
 
@@ -99,6 +103,8 @@ def check(
     scratch = cluster.folder / "judged"
     shutil.rmtree(scratch, ignore_errors=True)
     copies = {node.name: _copy(node, scratch / node.name, shard) for node in judged}
+    aside = {node.name: _read_aside(node, scratch / node.name, shard) for node in judged}
+    verdict.aside = sum(map(len, aside.values()))
     journals = {name: _read_journal(folder / JOURNAL, shard) for name, folder in copies.items()}
     roots = {
         name: _judge_database(verdict, name, folder / f"{shard}.db", journals[name])
@@ -110,7 +116,7 @@ def check(
     _judge_counts(verdict, journals, bundles)
     if has_registers:
         databases = {name: folder / f"{shard}.db" for name, folder in copies.items()}
-        _judge_operations(verdict, operations, databases, bundles)
+        _judge_operations(verdict, operations, databases, bundles, aside)
         _judge_authors(verdict, cluster, operations, journals)
     if not verdict.violations:
         shutil.rmtree(scratch)
@@ -129,6 +135,17 @@ def _copy(node: ClusterNode, folder: Path, shard: str) -> Path:
                     ["cp", "--sparse=always", f"{source}{suffix}", str(folder)], check=True
                 )
     return folder
+
+
+def _read_aside(node: ClusterNode, folder: Path, shard: str) -> list[set[str]]:
+    """Return the tags in each file that was kept aside."""
+    found: list[set[str]] = []
+    for source in sorted(node.database(shard).parent.glob(f"{shard}.db.before-*")):
+        if source.suffix != ".partial":
+            copied = folder / source.name
+            shutil.copyfile(source, copied)
+            found.append(set(read_history(copied).values()))
+    return found
 
 
 def _read_journal(path: Path, shard: str) -> Journalled:
@@ -153,12 +170,17 @@ def _read_journal(path: Path, shard: str) -> Journalled:
         ((local_last,),) = connection.execute(
             "SELECT local_last FROM replica WHERE number = ?", (number,)
         ).fetchall()
+        aside = connection.execute(
+            "SELECT first_local, last_local FROM orphan WHERE shard = ? AND reason = ?",
+            (shard, REPLACED),
+        ).fetchall()
     return Journalled(
         heads=heads,
         tip=decode_head(tip),
         local_ranges=[(first, last) for first, last in ranges if first <= last],
         local_last=local_last,
         branch={digest: (first, last) for first, last, digest in branch if first <= last},
+        aside=aside,
     )
 
 
@@ -260,15 +282,15 @@ def _judge_counts(
             if one.facts.first_local <= one.facts.last_local
         ]
         ranges.sort()
+        # What was undecided when its file was kept aside may be final or in a bundle by now.
+        ranges.append((journal.local_last + 1, journal.local_last + 1))
         for (first, last), (following, _) in pairwise(ranges):
-            if following != last + 1:
+            missing = (last + 1, following - 1)
+            is_aside = any(one <= missing[0] and missing[1] <= end for one, end in journal.aside)
+            if following != last + 1 and not (missing[0] <= missing[1] and is_aside):
                 verdict.violations.append(
                     f"{name}: local commits {first}..{last} are followed by {following}"
                 )
-        if ranges and ranges[-1][1] != journal.local_last:
-            verdict.violations.append(
-                f"{name}: {journal.local_last} local commits, the last accounted is {ranges[-1][1]}"
-            )
 
 
 def _judge_operations(
@@ -276,6 +298,7 @@ def _judge_operations(
     operations: Sequence[Operation],
     databases: Mapping[str, Path],
     bundles: Mapping[str, Sequence[Bundle]],
+    aside: Mapping[str, Sequence[set[str]]],
 ) -> None:
     final: dict[tuple[str, int], str] = {}
     for name, path in databases.items():
@@ -290,12 +313,13 @@ def _judge_operations(
     lost = [one for one in known if one.tag not in tags]
     images = {name: _images(verdict, held) for name, held in bundles.items()}
     for one in lost:
-        if any(one.tag.encode() in image for image in images.get(one.node, ())):
+        is_bundled = any(one.tag.encode() in image for image in images.get(one.node, ()))
+        if is_bundled or any(one.tag in kept for kept in aside.get(one.node, ())):
             verdict.orphaned += 1
         else:
             verdict.violations.append(
                 f"{one.tag} was committed at {one.node} as version {one.version} of {one.key}; it "
-                "is neither final nor in an orphan bundle there"
+                "is neither final nor in an orphan bundle or a file kept aside there"
             )
 
 

@@ -30,6 +30,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -90,6 +91,7 @@ for line in sys.stdin:
     except sqlite3.Error as error:
         answer = {"error": str(error), "stage": "read"}
     print(json.dumps(answer), flush=True)
+db.close()
 """
 
 
@@ -125,6 +127,15 @@ class Operation:
     version: int | None = None
     outcome: Outcome = Outcome.UNKNOWN
     seq: int | None = None
+
+    def learn(self, answer: Mapping[str, Any]) -> None:
+        """Take in what the application was told."""
+        self.end_ns = time.monotonic_ns()
+        if "error" in answer:
+            is_certain = answer["stage"] == "begin"
+            self.outcome = Outcome.FAILED if is_certain else Outcome.UNKNOWN
+        else:
+            self.version, self.outcome = int(answer["version"]), Outcome.LOCAL
 
 
 class ApplicationGone(Exception):  # noqa: N818  (what happened to it)
@@ -165,6 +176,13 @@ class RegisterApplication:
         assert isinstance(answer, dict), "an answer is a dict"
         return answer
 
+    def close(self) -> None:
+        """Let it close the database, which copies the log if nobody else has it open, and end."""
+        if self.process.stdin is not None:
+            with suppress(OSError):
+                self.process.stdin.close()
+        self.process.wait()
+
     def kill(self) -> None:
         """End it as SIGKILL does."""
         self.process.kill()
@@ -175,6 +193,29 @@ class RegisterApplication:
                     pipe.close()
                 except OSError:
                     continue
+
+
+def write_unguarded(
+    node: ClusterNode, name: str, count: int, *, is_closed: bool
+) -> list[Operation]:
+    """Commit up to ``count`` operations at a node of which nothing runs; return what was told.
+
+    ``is_closed``: the application closes the database in the end; otherwise it is killed.
+    """
+    told: list[Operation] = []
+    with RegisterApplication(node.database()) as application:
+        try:
+            for number in range(count):
+                tag = f"{name}:{number}:{secrets.token_hex(6)}"
+                key = f"r{number % KEYS}"
+                begin_ns = time.monotonic_ns()
+                told.append(Operation(tag=tag, key=key, node=node.name, begin_ns=begin_ns))
+                told[-1].learn(application.ask("bump", key, tag, 60))
+        except ApplicationGone:
+            return told
+        if is_closed:
+            application.close()
+    return told
 
 
 class Client:
@@ -240,12 +281,7 @@ class Client:
         answer = application.ask(
             "bump", operation.key, operation.tag, self._chance.choice((10, 60, 150))
         )
-        operation.end_ns = time.monotonic_ns()
-        if "error" in answer:
-            is_certain = answer["stage"] == "begin"
-            operation.outcome = Outcome.FAILED if is_certain else Outcome.UNKNOWN
-        else:
-            operation.version, operation.outcome = int(answer["version"]), Outcome.LOCAL
+        operation.learn(answer)
         return operation
 
     def _confirm(

@@ -1,14 +1,15 @@
-"""An S3 and a GCS server for tests and benchmarks: each a child process on a free port.
+"""S3 and GCS servers for tests and benchmarks: each a child process on a free port.
 
 ::
 
     with running_object_store("gs") as url:       # http://127.0.0.1:<port>
         ...
 
-S3 is moto. GCS is gcp-storage-emulator with what it lacks and the archive needs: preconditions on
-writes, pages and a first name in listings, generations in the headers of downloads, 416, and 404
-with a reason. Both take a request in whole before they look at it, and then serve one at a time,
-as a real store does for one object. A request that ends early never happened.
+``s3`` is moto, ``rgw`` the Ceph of `basenet.testing.radosgw`, which speaks S3 too. ``gs`` is
+gcp-storage-emulator with what it lacks and the archive needs: preconditions on writes, pages and a
+first name in listings, generations in the headers of downloads, 416, and 404 with a reason. moto
+and it take a request in whole before they look at it, and then serve one at a time, as a real store
+does for one object. A request that ends early never happened.
 
 Run by hand: ``python -m basenet.testing.objectstores s3`` (or ``gs``). The server prints its URL
 and ends when its standard input does, so it never outlives the test that started it.
@@ -25,10 +26,12 @@ from http.server import HTTPServer, ThreadingHTTPServer
 from typing import Any, Final, Literal
 
 from basenet.testing.child import announce, running_module, wait_for_parent
+from basenet.testing.radosgw import RADOSGW_ENVIRONMENT, running_radosgw
 
-Kind = Literal["s3", "gs"]
+Kind = Literal["s3", "rgw", "gs"]
+SCHEMES: Final[dict[Kind, str]] = {"s3": "s3", "rgw": "s3", "gs": "gs"}
 HOST: Final = "127.0.0.1"
-# What the servers want to be told; they check none of it.
+# What moto wants to be told; it checks none of it.
 S3_ENVIRONMENT: Final = {
     "AWS_ACCESS_KEY_ID": "testing",
     "AWS_SECRET_ACCESS_KEY": "testing",
@@ -39,28 +42,34 @@ S3_ENVIRONMENT: Final = {
 @contextmanager
 def running_object_store(kind: Kind) -> Iterator[str]:
     """Run a server while the body runs, and give its URL. It keeps everything in memory."""
+    if kind == "rgw":
+        with running_radosgw() as url:
+            yield url
+        return
     with running_module("basenet.testing.objectstores", kind) as url:
         yield url
 
 
 def environment_for(kind: Kind, url: str) -> dict[str, str]:
     """Return the environment with which `open_store` finds the server, or a proxy, at ``url``."""
-    if kind == "s3":
-        return S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": url}
-    return {"STORAGE_EMULATOR_HOST": url}
+    if kind == "gs":
+        return {"STORAGE_EMULATOR_HOST": url}
+    keys = RADOSGW_ENVIRONMENT if kind == "rgw" else S3_ENVIRONMENT
+    return keys | {"AWS_ENDPOINT_URL": url}
 
 
 def make_bucket(kind: Kind, url: str, bucket: str) -> None:
     """Make a bucket on the server at ``url``. Blocking."""
-    if kind == "s3":
-        import boto3  # noqa: PLC0415  (only needed for this server)
+    if kind != "gs":
+        import boto3  # noqa: PLC0415  (only needed for these servers)
 
+        environment = environment_for(kind, url)
         client = boto3.client(
             "s3",
             endpoint_url=url,
-            region_name=S3_ENVIRONMENT["AWS_REGION"],
-            aws_access_key_id=S3_ENVIRONMENT["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=S3_ENVIRONMENT["AWS_SECRET_ACCESS_KEY"],
+            region_name=environment["AWS_REGION"],
+            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
         )
         client.create_bucket(Bucket=bucket)
         client.close()

@@ -10,6 +10,11 @@ content that the specification gives its message. Unlike the specification alone
 here only if the trace tells that it was sent: a NewView before a leader starts by it, a proposal
 before anybody follows it. What liars say is not in a trace; they may have said anything that they
 could sign.
+
+Traces that several nodes wrote by themselves have no common order. `check_together` finds one: what
+a step needs of other nodes is that something was said, and nothing that was said is ever unsaid. So
+a step that is allowed once is allowed later, too, and whichever order is tried, either all traces
+come to their ends or none of them could have.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,6 +62,50 @@ def check_trace(events: Iterable[Event]) -> int:
             raise TraceError(index, event, str(error)) from error
         count += 1
     return count
+
+
+def check_together(traces: Sequence[Sequence[Event]]) -> int:
+    """Return how many events of several nodes' traces were checked; none of the nodes lies.
+
+    Raises `TraceError` for a step that the specification explains in no order of theirs; its index
+    is that in the node's own trace. Where several nodes wait for one another, the first is told.
+    """
+    merged = _merge(traces)
+    # From the beginning: a step that was tried in vain may have left something behind.
+    return check_trace(merged)
+
+
+def _merge(traces: Sequence[Sequence[Event]]) -> list[Event]:
+    """Return the events in an order that the specification allows."""
+    genesis = traces[0][0]
+    for events in traces:
+        if events[0]["ev"] != "Genesis":
+            raise TraceError(0, events[0], "a trace begins with its genesis")
+        if events[0] != genesis:
+            raise TraceError(0, events[0], "another genesis than that of the first trace")
+    checker, merged = Checker(genesis), [genesis]
+    places = [1] * len(traces)
+    waiting: dict[int, TraceError] = {}
+    is_moving = True
+    while is_moving:
+        is_moving = False
+        for number, events in enumerate(traces):
+            waiting.pop(number, None)
+            while places[number] < len(events):
+                event = events[places[number]]
+                # A birth that a crash cut off is told again.
+                if event != genesis:
+                    try:
+                        checker.take(event)
+                    except NotAllowed as error:
+                        waiting[number] = TraceError(places[number], event, str(error))
+                        break
+                    merged.append(event)
+                places[number] += 1
+                is_moving = True
+    if waiting:
+        raise waiting[min(waiting)]
+    return merged
 
 
 def mark_of(values: Sequence[Any]) -> Mark:
@@ -137,10 +186,10 @@ class Checker:
             view=event["fview"],
             is_config=event["kind"] == "CONFIG",
         )
+        if name not in shard.frames:
+            self._require_author(node, frame)
         known = shard.frames.setdefault(name, frame)
         require(known == frame, "one hash, two frames")
-        if known is frame:
-            self._require_author(node, frame)
         self._held.setdefault(node, set()).add(name)
 
     def _require_author(self, node: str, frame: Frame) -> None:

@@ -3,7 +3,8 @@
 `simulate` gives the events of a seed of the simulator, `write_trace` and `read_trace` keep them as
 NDJSON, one event a line. `basenet.testing.tracecheck` checks a trace of any length,
 `basenet.testing.specs` gives one of some hundred events to TLC. As a program
-(``python -m basenet.testing.traces FILE``) this checks what a daemon wrote with BASE_TRACE_FILE.
+(``python -m basenet.testing.traces FILE...``) this checks what daemons wrote with BASE_TRACE_FILE:
+the file of each node of a cluster, or that of a node alone.
 """
 
 import json
@@ -19,7 +20,7 @@ from basenet.testing.simulator.mutants import mutated
 from basenet.testing.simulator.node import Node
 from basenet.testing.simulator.scenario import Scenario
 from basenet.testing.simulator.world import World
-from basenet.testing.tracecheck import Event, TraceError, check_trace
+from basenet.testing.tracecheck import Event, TraceError, check_together
 from basenet.wire.payload import FaultModel
 
 if TYPE_CHECKING:
@@ -94,15 +95,24 @@ def read_trace(path: Path) -> Iterator[Event]:
             yield json.loads(line)
 
 
+def collect(paths: Iterable[Path]) -> dict[str, list[list[Event]]]:
+    """Return the traces of several nodes' files by lineage, one for each node that has any."""
+    lineages: dict[str, list[list[Event]]] = {}
+    for path in paths:
+        for lineage, events in split_traces(read_trace(path)).items():
+            lineages.setdefault(lineage, []).append(events)
+    return lineages
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Check the traces of a daemon's file, lineage by lineage; return 1 if one is rejected."""
+    """Check the traces of the nodes' files, lineage by lineage; return 1 if one is rejected."""
     is_right = True
-    for lineage, events in split_traces(read_trace(Path(arguments[0]))).items():
+    for lineage, traces in collect(map(Path, arguments)).items():
         try:
-            verdict = f"{check_trace(events)} events accepted"
+            verdict = f"{check_together(traces)} events accepted"
         except TraceError as error:
             is_right, verdict = False, str(error)
-        sys.stdout.write(f"{events[0]['shard']}, lineage {lineage}: {verdict}\n")
+        sys.stdout.write(f"{traces[0][0]['shard']}, lineage {lineage}: {verdict}\n")
     return 0 if is_right else 1
 
 

@@ -45,8 +45,11 @@ class MessageReader:
         Raises `Oversized` for a length above the bound, and `PeerError` for a stream that ends
         inside a message and for a message that takes too long.
         """
-        if not self._available() and not await self._receive(_LENGTH_BYTES):
+        if not self._available() and not await self._receive():
             return None
+        if self._is_whole():
+            # As most are: a time-out costs more than the message.
+            return await self._rest()
         with trio.move_on_after(within_s):
             return await self._rest()
         raise PeerError(f"a message of the peer was not whole after {within_s:.0f} s")
@@ -68,20 +71,30 @@ class MessageReader:
             self._start = 0
         return message
 
+    def _is_whole(self) -> bool:
+        """Return whether the next message is in the buffer from end to end."""
+        start, available = self._start, self._available()
+        if available < _LENGTH_BYTES:
+            return False
+        size = int.from_bytes(self._buffer[start : start + _LENGTH_BYTES], "big")
+        return available >= _LENGTH_BYTES + size
+
     def _available(self) -> int:
         return len(self._buffer) - self._start
 
     async def _fill(self, size: int) -> None:
         """Return when ``size`` bytes are in the buffer."""
-        while (missing := size - self._available()) > 0:
-            if not await self._receive(missing):
+        while self._available() < size:
+            if not await self._receive():
                 raise PeerError("the peer's connection ended inside a message")
 
-    async def _receive(self, missing: int) -> bool:
+    async def _receive(self) -> bool:
         """Read once; False at the end of the stream."""
         if self._start:
             del self._buffer[: self._start]
             self._start = 0
-        data = await self._stream.receive_some(max(missing, _READ_BYTES))
+        # TLS hands over a record of 16 KiB at a time, into a buffer of the size that is asked for:
+        # to ask for all that is missing costs a fifth of the CPU time of a large message [m].
+        data = await self._stream.receive_some(_READ_BYTES)
         self._buffer += data
         return bool(data)

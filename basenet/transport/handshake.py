@@ -128,11 +128,9 @@ async def _exchange(  # noqa: PLR0917  (one connection's facts)
     await stream.send_all(pack(me.signer.sign(signed)))
     signature = await reader.next()
     expected = proof(encode_hello(peer), peer.key, certificate.encoded, own_certificate, own.nonce)
-    if (
-        signature is None
-        or len(signature) != SIGNATURE_BYTES
-        or not is_signed(peer.key, signature, expected)
-    ):
+    if signature is None:
+        raise UnavailableError(f"{peer.node_id} closed the connection instead of proving its key")
+    if len(signature) != SIGNATURE_BYTES or not is_signed(peer.key, signature, expected):
         raise PeerError(
             f"{peer.node_id} did not prove that it holds the signing key that it names; refused"
         )

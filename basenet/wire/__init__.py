@@ -23,6 +23,8 @@ is wrong. The offset tables stand in docs/formats/.
 `wire.transfer`           a state between nodes: its leaf hashes, its pages
 `wire.leafparts`          4,096 leaves, verified against a state root by themselves
 `wire.rollback`           a node whose journal went back in time is told
+`wire.reachable`          where a node's HTTP surface is
+`wire.heights`            how far shards are final at a node
 `wire.envelope`           the shard and lineage of a message, and frames in packs
 `wire.hello`              HELLO: who is there, before anything else on a connection
 `wire.packed`             the small frames of a log object, compressed together

@@ -22,7 +22,9 @@ from basenet.units import (
 from basenet.wire.birth import BirthMessage
 from basenet.wire.certificate import Certificate
 from basenet.wire.fields import LineageField
+from basenet.wire.heights import Heights
 from basenet.wire.message import Heartbeat, HeartbeatAck, Message
+from basenet.wire.reachable import Reachable
 from basenet.wire.rollback import Compared, RolledBack
 from basenet.wire.transfer import TransferMessage
 
@@ -87,7 +89,7 @@ class AboutState(_Envelope, frozen=True):
 class BetweenNodes(_Envelope, frozen=True):
     """A message of two nodes that is about no shard, or about all of them."""
 
-    body: Heartbeat | HeartbeatAck | RolledBack | Compared
+    body: Heartbeat | HeartbeatAck | RolledBack | Compared | Reachable | Heights
 
 
 Envelope = AboutShard | AboutBirth | FramePack | FinalPack | AboutState | BetweenNodes

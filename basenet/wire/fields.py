@@ -23,6 +23,8 @@ from basenet.units import (
 )
 
 Count = Annotated[int, Meta(ge=0)]
+# One that is kept in SQLite, whose integers have 63 bits and a sign.
+StoredCount = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 EpochField = Annotated[Epoch, Meta(ge=0)]
 ViewField = Annotated[View, Meta(ge=0)]
 SeqField = Annotated[Seq, Meta(ge=0)]

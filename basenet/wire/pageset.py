@@ -7,7 +7,8 @@ A *manifest* is an LBN2 object (role PAGE_SET) of EPOCH, HEAD of the frame that 
 and PAGESET::
 
     5 | lineage[16] | page_size u32 | db_pages u32 | from_seq u64 | to_seq u64 | from_root[32]
-      | to_root[32] | codec u8 (1 zstd) | flags u8 (1 inline) | idx_len u32 | idx_sha256[32]
+      | to_root[32] | codec u8 (1 zstd) | flags u8 (1 inline, 2 patched) | idx_len u32
+      | idx_sha256[32]
       | hot_len u32 | hot_sha256[32] (0 and zeros: no hot pack)
       | parts u32 | (first_group u32 | stored_len u32 | name_len u8 | name | node_hash[32]) * parts
       | inline only: index bytes | the parts' bytes, end to end
@@ -18,6 +19,15 @@ end to end, and nothing else. Its object is named by the SHA-256 of its bytes (`
 an unchanged part is stored once for all snapshots; by the node hash above its groups (0) or at
 random (16, for encrypted parts) where that is said.
 
+A *patched* set takes most blocks from the parts of an older one. Its parts hold what blocks they
+hold, in the order of groups, some of them of no use any more, and have no node hash; behind the
+rows its index says where each group is, in *extents*::
+
+    first_group u32 | groups u32 | part u32 | offset u32
+
+Together they tile all groups; within a part they ascend and do not overlap. So a manifest names all
+that a restore reads, whichever snapshot wrote it first, and there are no chains of snapshots.
+
 Trust flows from the manifest's signature: it fixes the index by hash and the state root by HEAD;
 the index's group hashes must give that root; a block must give its group hash. Sizes are not in
 the tree, a wrong one only makes a block fail its hash; they are bounded by what zstd can make of
@@ -25,7 +35,8 @@ a group, so that no manifest makes a reader fetch without end. Parts are written
 manifest last: without a manifest a page set does not exist.
 
 Who checks what: `decode_pageset` the record, `decode_manifest` that it belongs to the HEAD beside
-it, `decode_index` the rows, `check_groups` that they give the root, `decode_block` each block.
+it, `decode_index` the rows, `decode_extents` where their blocks lie, `check_groups` that they give
+the root, `decode_block` each block.
 """
 
 from collections.abc import Sequence
@@ -65,13 +76,18 @@ SNAPSHOT_LEVEL: Final = 9
 BLOCK_ZSTD_LEVEL: Final = 3
 _CODEC_ZSTD: Final = 1
 _FLAG_INLINE: Final = 1
+_FLAG_PATCHED: Final = 2
 _INDEX_ROW: Final = Struct(f">I{HASH_BYTES}s")
+_EXTENT: Final = Struct(">IIII")
 _PART_BYTES_MIN: Final = 4 + 4 + 1 + HASH_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One part of a page set: the blocks of up to `part_groups` groups."""
+    """One part of a page set: the blocks of up to `part_groups` groups.
+
+    In a patched set ``first_group`` is 0 and ``node_hash`` zeros: the extents say what it is for.
+    """
 
     first_group: int
     stored_len: int
@@ -99,6 +115,7 @@ class PageSet:
     index_hash: bytes
     parts: tuple[Part, ...]
     inline: bytes | None = None
+    is_patched: bool = False
 
     @property
     def groups(self) -> int:
@@ -106,7 +123,7 @@ class PageSet:
         return group_count(self.db_pages)
 
     def part_groups_of(self, number: int) -> range:
-        """Return the groups of part ``number``."""
+        """Return the groups of part ``number`` of a set that is not patched."""
         span = part_groups(self.page_size)
         first = self.parts[number].first_group
         return range(first, min(first + span, self.groups))
@@ -120,26 +137,50 @@ class IndexRow:
     group_hash: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """The blocks of ``groups`` groups from ``first_group`` on lie in a part from ``offset`` on."""
+
+    first_group: int
+    groups: int
+    part: int
+    offset: int
+
+    @property
+    def span(self) -> range:
+        """The groups."""
+        return range(self.first_group, self.first_group + self.groups)
+
+
 def block_bytes_max(page_size: int) -> int:
     """Return the most that the block of one group can need: the bound of zstd, rounded up."""
     raw = GROUP_PAGES * page_size
     return raw + raw // 256 + 128
 
 
-def encode_index(rows: Sequence[IndexRow]) -> bytes:
-    """Encode the index of a page set."""
-    return b"".join(_INDEX_ROW.pack(row.stored_size, row.group_hash) for row in rows)
+def encode_index(rows: Sequence[IndexRow], extents: Sequence[Extent] = ()) -> bytes:
+    """Encode the index of a page set; ``extents``: of one that is patched."""
+    return b"".join(
+        [
+            *(_INDEX_ROW.pack(row.stored_size, row.group_hash) for row in rows),
+            *(_EXTENT.pack(one.first_group, one.groups, one.part, one.offset) for one in extents),
+        ]
+    )
 
 
 def decode_index(data: bytes | memoryview, pages: PageSet, what: str) -> list[IndexRow]:
-    """Decode an index and check it against the manifest's hash and part lengths."""
+    """Decode the rows of an index and check them against the manifest's hash and part lengths."""
     reader = Reader(data, error=PageSetCorrupt, what=what)
     if len(data) != pages.index_len or sha256(data).digest() != pages.index_hash:
         raise reader.fail("it is not the index that the manifest was signed for")
     rows = [
         IndexRow(stored_size=stored_size, group_hash=digest)
-        for stored_size, digest in _INDEX_ROW.iter_unpack(data)
+        for stored_size, digest in _INDEX_ROW.iter_unpack(
+            memoryview(data)[: pages.groups * INDEX_ROW_BYTES]
+        )
     ]
+    if pages.is_patched:
+        return rows
     for number, part in enumerate(pages.parts):
         sizes = [rows[group].stored_size for group in pages.part_groups_of(number)]
         if sum(sizes) != part.stored_len or min(sizes) == 0:
@@ -149,6 +190,43 @@ def decode_index(data: bytes | memoryview, pages: PageSet, what: str) -> list[In
     return rows
 
 
+def decode_extents(
+    data: bytes | memoryview, rows: Sequence[IndexRow], pages: PageSet, what: str
+) -> list[Extent]:
+    """Return where the blocks of all groups lie, by group; ``rows``: what `decode_index` returned.
+
+    Raises `PageSetCorrupt` if that is not within the parts, or not the rows' blocks end to end.
+    """
+    if not pages.is_patched:
+        parts = range(len(pages.parts))
+        spans = [pages.part_groups_of(number) for number in parts]
+        return [
+            Extent(first_group=span.start, groups=len(span), part=number, offset=0)
+            for number, span in zip(parts, spans, strict=True)
+        ]
+    reader = Reader(data, error=PageSetCorrupt, what=what)
+    extents = [
+        Extent(first_group=first_group, groups=groups, part=part, offset=offset)
+        for first_group, groups, part, offset in _EXTENT.iter_unpack(
+            memoryview(data)[pages.groups * INDEX_ROW_BYTES :]
+        )
+    ]
+    due, used = 0, [0] * len(pages.parts)
+    for extent in extents:
+        is_due = extent.first_group == due and 0 < extent.groups <= pages.groups - due
+        if not is_due or extent.part >= len(used) or extent.offset < used[extent.part]:
+            raise reader.fail(f"the blocks from group {due} on are in no place")
+        sizes = [rows[group].stored_size for group in extent.span]
+        end = extent.offset + sum(sizes)
+        if end > pages.parts[extent.part].stored_len or min(sizes) == 0:
+            raise reader.fail(f"the blocks from group {due} on do not fit into their part")
+        used[extent.part] = end
+        due += extent.groups
+    if due != pages.groups or not all(used):
+        raise reader.fail(f"it places {due} of {pages.groups} groups, or leaves a part unused")
+    return extents
+
+
 def check_groups(rows: Sequence[IndexRow], pages: PageSet, what: str) -> None:
     """Raise `PageSetCorrupt` unless the group hashes give the parts' names and the state root.
 
@@ -156,7 +234,7 @@ def check_groups(rows: Sequence[IndexRow], pages: PageSet, what: str) -> None:
     """
     reader = Reader(b"", error=PageSetCorrupt, what=what)
     groups = b"".join(row.group_hash for row in rows)
-    for number, part in enumerate(pages.parts):
+    for number, part in enumerate(() if pages.is_patched else pages.parts):
         span = pages.part_groups_of(number)
         slice_ = groups[span.start * HASH_BYTES : span.stop * HASH_BYTES]
         if part_node_hash(slice_, pages.page_size) != part.node_hash:
@@ -169,6 +247,7 @@ def encode_pageset(pages: PageSet) -> bytes:
     """Encode a PAGESET record, version byte included."""
     stored = pages.index_len + sum(part.stored_len for part in pages.parts)
     assert pages.inline is None or len(pages.inline) == stored, "inline is the index and the parts"
+    assert pages.inline is None or not pages.is_patched, "an inline set holds all it needs"
     parts = [
         u8(PAGESET_RECORD_VERSION),
         pages.lineage,
@@ -179,7 +258,7 @@ def encode_pageset(pages: PageSet) -> bytes:
         pages.from_root,
         pages.to_root,
         u8(_CODEC_ZSTD),
-        u8(0 if pages.inline is None else _FLAG_INLINE),
+        u8(_FLAG_PATCHED if pages.is_patched else 0 if pages.inline is None else _FLAG_INLINE),
         u32(pages.index_len),
         pages.index_hash,
         u32(0),
@@ -200,8 +279,10 @@ def decode_pageset(data: bytes | memoryview) -> PageSet:
     from_seq, to_seq = Seq(reader.u64()), Seq(reader.u64())
     from_root, to_root = StateRoot(reader.take(HASH_BYTES)), StateRoot(reader.take(HASH_BYTES))
     codec, flags = reader.u8(), reader.u8()
-    if not is_page_size(page_size) or codec != _CODEC_ZSTD or flags > _FLAG_INLINE:
-        raise reader.fail(f"page size {page_size}, codec {codec} or flags {flags} are unknown")
+    if not is_page_size(page_size) or codec != _CODEC_ZSTD or flags > _FLAG_PATCHED:
+        raise reader.fail(
+            f"page size {page_size}, codec {codec} or flags {flags} are unknown; upgrade basenet"
+        )
     if from_seq != 0 or from_root != ZERO_HASH or to_seq == 0:
         raise reader.fail(
             f"a page set from {from_seq} to {to_seq} is not supported; upgrade basenet"
@@ -226,8 +307,9 @@ def decode_pageset(data: bytes | memoryview) -> PageSet:
         index_hash=index_hash,
         parts=parts,
         inline=inline,
+        is_patched=bool(flags & _FLAG_PATCHED),
     )
-    _check_parts(pages, reader)
+    (_check_patched_parts if pages.is_patched else _check_parts)(pages, reader)
     return pages
 
 
@@ -266,6 +348,18 @@ def _check_parts(pages: PageSet, reader: Reader) -> None:
         groups = len(pages.part_groups_of(number))
         if not groups <= part.stored_len <= groups * block_max:
             raise reader.fail(f"part {number} of {groups} groups in {part.stored_len} bytes")
+
+
+def _check_patched_parts(pages: PageSet, reader: Reader) -> None:
+    extents, rest = divmod(pages.index_len - pages.groups * INDEX_ROW_BYTES, _EXTENT.size)
+    if rest or not len(pages.parts) <= extents <= pages.groups:
+        raise reader.fail(f"an index of {pages.index_len} bytes for {pages.groups} groups")
+    bytes_max = part_groups(pages.page_size) * block_bytes_max(pages.page_size)
+    for number, part in enumerate(pages.parts):
+        if not part.name or part.first_group or part.node_hash != ZERO_HASH:
+            raise reader.fail(f"part {number} of a patched set has no name, or more than that")
+        if not 1 <= part.stored_len <= bytes_max:
+            raise reader.fail(f"part {number} has {part.stored_len} bytes")
 
 
 def decode_manifest(segment: Segment, what: str) -> tuple[Head, PageSet]:

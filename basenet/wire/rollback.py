@@ -5,15 +5,9 @@ use. `Compared` is the first message on any other connection, and sent again, at
 while the sender's journal grows.
 """
 
-from typing import Annotated
-
 import msgspec
-from msgspec import Meta
 
-from basenet.units import JOURNAL_ID_BYTES, JournalId
-
-_JournalId = Annotated[JournalId, Meta(min_length=JOURNAL_ID_BYTES, max_length=JOURNAL_ID_BYTES)]
-_Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+from basenet.wire.fields import JournalIdField, StoredCount
 
 
 class RolledBack(
@@ -21,8 +15,8 @@ class RolledBack(
 ):
     """Your journal ``journal_id`` has forgotten: it had made ``count`` transactions already."""
 
-    journal_id: _JournalId
-    count: _Count
+    journal_id: JournalIdField
+    count: StoredCount
 
 
 class Compared(
@@ -33,5 +27,5 @@ class Compared(
     ``count``: how many transactions my own journal has made by now.
     """
 
-    journal_id: _JournalId
-    count: _Count
+    journal_id: JournalIdField
+    count: StoredCount

@@ -21,15 +21,18 @@ ROOT = Path(__file__).resolve().parents[2]
 # Each program is typed on its own: as scripts all of them are the module __main__.
 PROGRAMS = sorted(str(path.parent.relative_to(ROOT)) for path in ROOT.glob("cmd/*/__main__.py"))
 
+# One process a core; the tests of a file stay together, since they may share a daemon.
+PYTEST = ["pytest", "--numprocesses", "auto", "--dist", "loadfile"]
+
 # A step is one or more calls of a tool. The order is that of the quickest answer.
 GATE = {
     "format": [["ruff", "format", "--check", "."]],
     "lint": [["ruff", "check", "."]],
     "types": [["mypy"], *(["mypy", program] for program in PROGRAMS)],
     "contracts": [["lint-imports"]],
-    "tests": [["pytest"]],
+    "tests": [PYTEST],
 }
-STEPS = {**GATE, "system": [["pytest", "-m", "system"]]}
+STEPS = {**GATE, "system": [[*PYTEST, "-m", "system"]]}
 
 
 def main() -> int:

@@ -9,9 +9,9 @@ import trio
 
 from basenet.archive.lease import Holder, Lease, LeaseHeld, LeaseLost, read_lease
 from basenet.archive.names import ShardNames
-from basenet.archive.port import Store, StoreUnavailable, Token
+from basenet.archive.port import Object, Store, StoreUnavailable, Token
 from basenet.archive.unconditional import UnconditionalStore
-from basenet.errors import ConflictError
+from basenet.errors import ConflictError, UnavailableError
 from basenet.units import JournalId, ShardId
 from tests.fakes.chain import lineage, signer
 from tests.fakes.clock import trio_clock, wall_ns
@@ -256,6 +256,60 @@ async def test_lost_answers_never_cost_the_lease(
         assert await lease.ensure() == 1
     await trio.sleep(12)
     assert await lease.ensure() == 1
+
+
+class CachedStore(MemoryStore):
+    """A store behind a cache that may answer with the LEASE of before."""
+
+    cached: Object | None = None
+
+    async def get(self, name: str) -> Object:
+        found = await super().get(name)
+        return self.cached if self.cached is not None and name == NAMES.lease else found
+
+
+async def test_a_cache_that_answers_with_our_own_older_lease_takes_nothing_from_us(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Nobody else was there: it is tried again, and held on once the cache has caught up."""
+    store = CachedStore()
+    lease = make(store)
+    await lease.ensure()
+    before = await store.get(NAMES.lease)
+    await trio.sleep(16)
+    await lease.ensure()  # renewed: the one before is out of date
+    store.cached = before
+    await trio.sleep(11)
+    await lease.ensure()  # read, and answered by the cache
+    await trio.sleep(5)
+    with pytest.raises(UnavailableError, match="older version"):
+        await lease.ensure()
+    assert lease.is_held
+    store.cached = None
+    assert await lease.ensure() == 1
+    assert stored(store)["archive_epoch"] == 1
+
+
+async def test_a_cache_that_answers_with_the_lease_before_ours_takes_nothing_from_us(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A lease of an earlier epoch cannot have been taken from us: the next read shows ours."""
+    store = CachedStore()
+    earlier = make(store)
+    await earlier.ensure()
+    store.cached = await store.get(NAMES.lease)
+    cached, store.cached = store.cached, None
+    lease = make(store)
+    assert await lease.ensure() == 2
+    store.cached = cached
+    await trio.sleep(11)
+    with pytest.raises(UnavailableError, match="older version"):
+        await lease.ensure()
+    assert lease.is_held
+    store.cached = None
+    assert await lease.ensure() == 2
+    with pytest.raises(LeaseLost, match="epoch 2"):
+        await earlier.ensure()
 
 
 async def test_a_deleted_lease_is_written_again(

@@ -1,5 +1,6 @@
 """What only the S3 store does: headers, endpoints, credentials and the server's sentences."""
 
+import io
 import socket
 import threading
 from typing import Any
@@ -70,7 +71,11 @@ def make_client_error(code: str, status: int) -> exceptions.ClientError:
         ("AccessDenied", 403, StoreRefused, "no permission"),
         ("InvalidAccessKeyId", 403, StoreRefused, "credentials"),
         ("SignatureDoesNotMatch", 403, StoreRefused, "credentials"),
-        ("ExpiredToken", 400, StoreRefused, "credentials"),
+        ("ExpiredToken", 400, StoreRefused, "expired: renew"),
+        ("KMS.NotFoundException", 400, StoreRefused, "BASE_ARCHIVE_SSE_KMS_KEY_ID"),
+        ("KMS.InternalException", 500, StoreUnavailable, "needs some time"),
+        ("RequestTimeout", 400, StoreUnavailable, "needs some time"),
+        ("SlowDown", 429, StoreUnavailable, "429"),
         ("RequestTimeTooSkewed", 403, StoreUnavailable, "clock"),
         ("AuthorizationHeaderMalformed", 400, StoreRefused, "AWS_REGION"),
         ("PermanentRedirect", 301, StoreRefused, "AWS_REGION"),
@@ -304,3 +309,105 @@ def test_no_credentials_anywhere_is_one_sentence(monkeypatch: pytest.MonkeyPatch
     backend.close()
     with pytest.raises(StoreRefused, match="AWS_ACCESS_KEY_ID"):
         open_with({"AWS_PROFILE": "missing"}).get("name")
+
+
+class Server:
+    """Stands for boto3's client of a server that keeps one kind of ETag, and counts its calls."""
+
+    def __init__(self, *, takes_quotes: bool, heeds_bare: bool) -> None:
+        self.etags: dict[str, str] = {}
+        self.asked: list[str] = []
+        self._takes_quotes = takes_quotes
+        self._heeds_bare = heeds_bare
+
+    def put_object(self, **arguments: Any) -> dict[str, Any]:
+        key, match = arguments["Key"], arguments.get("IfMatch")
+        self.asked.append(f"PUT {match}")
+        etag = self.etags.get(key)
+        is_quoted = match is not None and match.startswith('"')
+        if is_quoted and not (self._takes_quotes and match == f'"{etag}"'):
+            raise make_client_error("PreconditionFailed", 412)
+        if match is not None and not is_quoted and self._heeds_bare and match != etag:
+            raise make_client_error("PreconditionFailed", 412)
+        self.etags[key] = f"v{len(self.asked)}"
+        return {"ETag": f'"{self.etags[key]}"'}
+
+    def get_object(self, **arguments: Any) -> dict[str, Any]:
+        self.asked.append("GET")
+        if arguments["Key"] not in self.etags:
+            raise make_client_error("NoSuchKey", 404)
+        return {
+            "ETag": f'"{self.etags[arguments["Key"]]}"',
+            "Body": StreamingBody(io.BytesIO(b""), 0),
+            "ResponseMetadata": {"HTTPHeaders": {}},
+        }
+
+    def delete_object(self, **arguments: Any) -> None:
+        self.asked.append("DELETE")
+        self.etags.pop(arguments["Key"], None)
+
+
+def serve(*, takes_quotes: bool, heeds_bare: bool) -> tuple[S3Backend, Server]:
+    backend, _ = make_backend({})
+    backend._client = server = Server(takes_quotes=takes_quotes, heeds_bare=heeds_bare)
+    return backend, server
+
+
+def test_a_server_that_wants_quotes_never_sees_a_bare_etag() -> None:
+    """A replacement is one request, and a conflict is one more until a replacement succeeded."""
+    backend, server = serve(takes_quotes=True, heeds_bare=True)
+    first = backend.put("LEASE", b"", Absent())
+    second = backend.put("LEASE", b"", Matches(first))
+    with pytest.raises(StoreConflict):
+        backend.put("LEASE", b"", Matches(first))
+    assert server.asked == ["PUT None", f'PUT "{first}"', f'PUT "{first}"']
+    assert server.etags == {"prefix/LEASE": second}
+
+
+def test_a_server_that_compares_bare_etags_is_found_out_once() -> None:
+    """Ceph's: 412 for the quoted ETag of the very version that is there."""
+    backend, server = serve(takes_quotes=False, heeds_bare=True)
+    first = backend.put("LEASE", b"", Absent())
+    second = backend.put("LEASE", b"", Matches(first))
+    assert server.asked[1:] == [f'PUT "{first}"', "GET", f"PUT {first}", f"PUT {first}"]
+    server.asked.clear()
+    third = backend.put("LEASE", b"", Matches(second))
+    with pytest.raises(StoreConflict):
+        backend.put("LEASE", b"", Matches(second))
+    assert server.asked == [f"PUT {second}", f"PUT {second}"]
+    assert server.etags == {"prefix/LEASE": third}
+
+
+def test_a_conflict_with_another_writer_shows_nothing_about_quotes() -> None:
+    """The version is another one, or gone: that is all that the answer says."""
+    backend, server = serve(takes_quotes=False, heeds_bare=True)
+    backend.put("LEASE", b"", Absent())
+    for name in ("LEASE", "gone"):
+        with pytest.raises(StoreConflict):
+            backend.put(name, b"", Matches(Token("other")))
+    assert backend._compares_bare_etags is None
+    assert not [asked for asked in server.asked if asked == "PUT other"]
+
+
+def test_a_server_that_ignores_bare_etags_is_never_given_one_for_an_object() -> None:
+    """It would overwrite: what shows it is an object of its own, which goes again."""
+    backend, server = serve(takes_quotes=False, heeds_bare=False)
+    first = backend.put("LEASE", b"", Absent())
+    with pytest.raises(StoreConflict):
+        backend.put("LEASE", b"", Matches(first))
+    assert server.asked[1:] == [f'PUT "{first}"', "GET", f"PUT {first}", "DELETE"]
+    assert server.etags == {"prefix/LEASE": first}
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"])
+def test_refused_credentials_are_looked_for_anew(code: str) -> None:
+    """Somebody may have renewed them in their file: no restart is needed."""
+    backend, client = make_backend(make_client_error(code, 403))
+    with pytest.raises(StoreRefused):
+        backend.get("name")
+    assert backend._client is None
+    backend._client = client
+    client.answer = make_client_error("AccessDenied", 403)
+    with pytest.raises(StoreRefused):
+        backend.get("name")
+    assert backend._client is client

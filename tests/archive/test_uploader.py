@@ -320,6 +320,20 @@ async def test_a_write_that_hangs_does_not_hang_the_shard(
         assert bench.logs() == [(1, 1)]
 
 
+async def test_a_renewal_that_hangs_is_told_as_soon_as_a_write(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The patience with another's lease is none with a store that does not answer about ours."""
+    bench = Bench()
+    async with bench.running():
+        bench.append(1)
+        await trio.sleep(20)
+        bench.store.fate = always(Fault.HANG)
+        bench.commit()
+        await trio.sleep(30.01)
+        assert "did not answer within 30 s" in (bench.uploader.facts().last_error or "")
+
+
 async def test_a_slow_shard_blocks_no_other(autojump_clock: trio.testing.MockClock) -> None:
     """Each shard has its own task and nothing in common but the store."""
     slow, quick = Bench(), Bench(chain=Chain(number=2))

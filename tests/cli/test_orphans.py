@@ -2,6 +2,7 @@ import contextlib
 import json
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def test_bundles_are_listed(history: LostHistory, capsys: pytest.CaptureFixture[
         "orphans": [],
         "damaged": {},
         "missing": {},
+        "copies": {},
     }
 
 
@@ -105,6 +107,7 @@ def test_a_bundle_whose_file_is_gone_is_missed(
         assert "2 commits" in document["missing"]["app/1-1"]
         assert len(document["orphans"]) == 1
         assert ask(capsys, "list", "--shard", "other")["missing"] == {}
+        assert document["copies"] == {}
         assert run(["orphans", "list"]) == 0
         assert "! app/1-1: the journal knows" in capsys.readouterr().err
         assert sorted(item.name for item in history.data_dir.iterdir()) == before
@@ -278,3 +281,20 @@ def test_without_a_key_nothing_is_believed(
     (history.data_dir / "trusted.keys").unlink()
     assert run(["orphans", "show", "1795000000000000000-1"]) == 2
     assert "--trusted-keys" in capsys.readouterr().err
+
+
+def test_a_database_that_was_put_aside_as_a_whole_is_shown(
+    history: LostHistory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is no bundle, and nothing is missing as long as the copy is there."""
+    copy = history.data_dir / "app.db.before-0011"
+    row = replace(row_of(history, copy), id="app/app.db.before-0011", commits=0)
+    with closing(Journal(history.data_dir)) as journal:
+        journal.add_orphan(row)
+    copy.write_bytes(b"pages")
+    assert ask(capsys, "list")["copies"] == {row.id: str(copy)}
+    assert run(["orphans", "list"]) == 0
+    shown = capsys.readouterr()
+    assert str(copy) in shown.out + shown.err
+    copy.unlink()
+    assert list(ask(capsys, "list")["missing"]) == [row.id]

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from basenet.cli.main import run
+from basenet.control.reset import Keep, ResetCommand
 from basenet.control.surface import ShardState
+from basenet.errors import ConflictError
 from tests.fakes.served import served_in_thread
 from tests.fakes.surface import LINEAGE, FakeSurface, make_shard
 
@@ -59,3 +61,45 @@ def test_a_node_without_shards_lists_none(
     with served_in_thread(FakeSurface(), tmp_path):
         assert run(["shards", "--data-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.split() == ["SHARD", "STATE", "SIZE", "LINEAGE", "PATH"]
+
+
+def test_a_reset_says_what_was_done(
+    surface: FakeSurface, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The daemon's sentence; with --json the decision, too. What it refuses ends with 4."""
+    place = ["--data-dir", str(tmp_path)]
+    with served_in_thread(surface, tmp_path):
+        assert run(["shards", "reset", "app", "--keep", "chain", *place]) == 0
+        assert capsys.readouterr().out == "chain counts for app\n"
+        assert run(["shards", "reset", "app", "--keep", "file", "--force", "--json", *place]) == 0
+        assert json.loads(capsys.readouterr().out) == {
+            "shard": "app",
+            "keep": "file",
+            "done": "file counts for app",
+        }
+        surface.command_error = ConflictError("there is nothing to decide")
+        assert run(["shards", "reset", "app", "--keep", "file", *place]) == 4
+        assert run(["shards", "reset", "gone", "--keep", "file", *place]) == 3
+    assert surface.resets == [
+        ("app", ResetCommand(keep=Keep.CHAIN)),
+        ("app", ResetCommand(keep=Keep.FILE, is_forced=True)),
+        ("app", ResetCommand(keep=Keep.FILE)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["reset", "app"],
+        ["reset", "--keep", "chain"],
+        ["reset", "app", "--keep", "both"],
+        ["--json", "reset", "app", "--keep", "chain"],
+    ],
+)
+def test_a_reset_that_is_half_said_is_refused(
+    surface: FakeSurface, tmp_path: Path, words: list[str]
+) -> None:
+    """With 2, and nothing is asked of the daemon."""
+    with served_in_thread(surface, tmp_path):
+        assert run(["shards", *words]) == 2
+    assert surface.resets == []

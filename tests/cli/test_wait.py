@@ -35,6 +35,7 @@ def test_the_present_commit_is_asked_for_by_now(
         "level": "final",
         "archived_seq": 11,
         "final_seq": 11,
+        "generation": None,
         "cookie": "00112233-11",
     }
     assert surface.waits == [("b", None, "final", 90.0)]
@@ -97,3 +98,40 @@ def test_a_shard_that_is_not_there_ends_with_3(tmp_path: Path) -> None:
     with served_in_thread(FakeSurface(make_shard()), tmp_path):
         options = ["--now", "--shard", "ap"]
         assert run(["wait", *options, "--data-dir", str(tmp_path)]) == 3
+
+
+def test_a_generation_is_printed_before_and_named_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that has passed ends with 4: what was committed in it may be lost."""
+    surface = FakeSurface(make_shard(generation="0011.aabb.1"))
+    place = ["--data-dir", str(tmp_path)]
+    with served_in_thread(surface, tmp_path):
+        assert run(["wait", "--print-generation", *place]) == 0
+        generation = capsys.readouterr().out.strip()
+        assert generation == "0011.aabb.1"
+        waited = ["wait", "--now", "--level", "final", "--generation", generation, *place]
+        assert run(waited) == 0
+        surface.shards[0] = make_shard(generation="0011.aabb.2")
+        assert run(waited) == 4
+    assert "has passed" in capsys.readouterr().err
+    assert surface.generations == [generation, generation]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--print-generation", "--now"],
+        ["--print-generation", "--seq", "4"],
+        ["--seq", "4", "--generation", "0011.aabb.1"],
+    ],
+)
+def test_a_generation_is_of_the_commits_of_this_moment(
+    tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says nothing of a seq, and to print it is no wait."""
+    surface = FakeSurface(make_shard())
+    with served_in_thread(surface, tmp_path):
+        assert run(["wait", *options, "--data-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert surface.waits == []

@@ -3,7 +3,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from basenet.client import (
     NotFinal,
     Refused,
     sync,
+    waiting,
 )
 from basenet.control.surface import Orphaned
 from basenet.errors import UnavailableError, UsageError
@@ -160,6 +163,87 @@ def test_an_error_after_a_commit_says_that_it_is_committed(
     surface.wait_error = None
     surface.grant()
     assert database.wait() == COOKIE
+
+
+def pass_generation(surface: FakeSurface, generation: str | None) -> None:
+    """Let this be the shard's generation from now on."""
+    surface.shards[1] = replace(surface.shards[1], generation=generation)
+
+
+def test_a_wait_names_the_generation_from_before_the_commit(
+    surface: FakeSurface, database: sync.Connection
+) -> None:
+    """Something was undone on the node between the statement and the wait: never final."""
+    pass_generation(surface, "g1")
+    database.execute("insert into note (text) values ('a')")
+    pass_generation(surface, "g2")
+    with pytest.raises(CommitOrphaned, match="g1 has passed") as caught:
+        database.commit()
+    assert (caught.value.is_committed, caught.value.bundles) == (True, ("app/9-8",))
+    with database:
+        database.execute("insert into note (text) values ('b')")
+    assert surface.generations == ["g1", "g2"]
+
+
+def test_an_answered_wait_gives_the_generation_of_the_next_commit(
+    surface: FakeSurface, database: sync.Connection
+) -> None:
+    """A busy connection asks nothing more; what was not waited for keeps the older one."""
+    pass_generation(surface, "g1")
+    database.isolation_level = None
+    database.execute("insert into note (text) values ('a')")
+    database.execute("insert into note (text) values ('b')")
+    pass_generation(surface, "g2")
+    with pytest.raises(CommitOrphaned):
+        database.execute("insert into note (text) values ('c')")
+    database.level = Level.LOCAL
+    database.execute("insert into note (text) values ('d')")
+    pass_generation(surface, "g3")
+    database.level = Level.FINAL
+    with database:
+        database.execute("insert into note (text) values ('e')")
+    assert surface.generations == ["g1", "g1", "g1", "g3"]
+
+
+def test_what_is_committed_without_a_wait_counts_from_the_last_one(
+    surface: FakeSurface, database: sync.Connection
+) -> None:
+    """Whatever was undone since then may be what the wait is for."""
+    pass_generation(surface, "g1")
+    database.isolation_level = None
+    database.execute("insert into note (text) values ('a')")
+    database.level = Level.LOCAL
+    database.execute("insert into note (text) values ('b')")
+    pass_generation(surface, "g2")
+    with pytest.raises(CommitOrphaned, match="g1 has passed") as caught:
+        database.wait(Level.FINAL)
+    assert caught.value.is_committed is False
+    assert database.wait(Level.FINAL) == COOKIE
+    assert surface.generations == ["g1", "g1", None]
+
+
+def test_a_generation_that_is_a_second_old_is_asked_for_again(
+    surface: FakeSurface, database: sync.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what was undone long before the commit would be taken to have hit it."""
+    now_s = 0.0
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: now_s))
+    pass_generation(surface, "g1")
+    database.isolation_level = None
+    database.execute("insert into note (text) values ('a')")
+    pass_generation(surface, "g2")
+    now_s = 1.5
+    database.execute("insert into note (text) values ('b')")
+    assert surface.generations == ["g1", "g2"]
+
+
+def test_a_node_alone_has_no_generation_and_is_asked_as_ever(
+    surface: FakeSurface, database: sync.Connection
+) -> None:
+    """None is passed on as none."""
+    with database:
+        database.execute("insert into note (text) values ('a')")
+    assert surface.generations == [None]
 
 
 def test_a_daemon_that_is_gone_does_not_unmake_a_commit(tmp_path: Path) -> None:

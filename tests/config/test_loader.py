@@ -163,7 +163,7 @@ def test_a_full_cluster_environment_is_read() -> None:
     assert cluster.unfinalized_commits_max == 1000
     assert cluster.unfinalized_bytes_max == 64 * MIB
     assert cluster.unfinalized_ms_max == 2000
-    assert cluster.restore_if_missing is True
+    assert config.restore_if_missing is True
     assert cluster.tls == model.Tls(
         authority=Path("/pki/ca.crt"),
         server_certificate=Path("/pki/a/node.crt"),
@@ -201,8 +201,12 @@ def test_every_variable_of_the_table_changes_the_configuration() -> None:
         "BASE_SHARD_BACKLOG_MAX": "2MiB",
         "BASE_SHARD_BACKLOG_SEGMENTS": "2",
         "BASE_ARCHIVE_UNCONDITIONAL": "on",
+        "BASE_ARCHIVE_SSE": "aws:kms",
+        "BASE_ARCHIVE_SSE_KMS_KEY_ID": "x",
         "BASE_ARCHIVE_RECIPIENTS": RECIPIENT,
         "BASE_ARCHIVE_IDENTITY": "/x",
+        "BASE_PROOF_INTERVAL": "2h",
+        "BASE_PROOF_BYTES_PER_DAY": "2MiB",
         "BASE_CAPTURE": "strict",
         "BASE_SYNC_WAL": "off",
         "BASE_DETACH_AFTER": "2s",
@@ -217,6 +221,7 @@ def test_every_variable_of_the_table_changes_the_configuration() -> None:
         "BASE_TRACE_FILE": "/x",
         "BASE_PEERS": "x:1",
         "BASE_LISTEN_P2P": ":1",
+        "BASE_ADVERTISE_HTTP": "https://x",
         "BASE_NODE_ROLE": "archive",
         "BASE_REPLICATION": "2",
         "BASE_BOOTSTRAP_EXPECT": "2",
@@ -243,7 +248,24 @@ def test_every_variable_of_the_table_changes_the_configuration() -> None:
         base = {**base, **pairs} if name in pairs else base
         base = {"BASE_ARCHIVE_IDENTITY": "/y"} if name == "BASE_ARCHIVE_RECIPIENTS" else base
         base = {"BASE_TEST": "on"} if name == "BASE_FAILPOINTS" else base
+        base = {"BASE_ARCHIVE_SSE": "aws:kms"} if name.endswith("KMS_KEY_ID") else base
         assert read(**{**base, name: value}) != read(**base), name
+
+
+def test_encryption_by_the_server_is_for_s3_and_a_key_of_its_kms() -> None:
+    """In the words of S3's header; anything else would be a promise that nobody keeps."""
+    bucket = {"BASE_ARCHIVE": "s3://bucket"}
+    assert read(**bucket, BASE_ARCHIVE_SSE="aes256").archive_sse == "AES256"
+    config = read(**bucket, BASE_ARCHIVE_SSE="aws:kms", BASE_ARCHIVE_SSE_KMS_KEY_ID=" alias/x ")
+    assert (config.archive_sse, config.archive_sse_kms_key_id) == ("aws:kms", "alias/x")
+    faults = refuse(**bucket, BASE_ARCHIVE_SSE="rot13")
+    assert "write AES256 or aws:kms" in faults["BASE_ARCHIVE_SSE"]
+    for place in ("gs://bucket", "/backups"):
+        faults = refuse(BASE_ARCHIVE=place, BASE_ARCHIVE_SSE="AES256")
+        assert "it is for s3://" in faults["BASE_ARCHIVE_SSE"]
+    for sse in ({}, {"BASE_ARCHIVE_SSE": "AES256"}):
+        faults = refuse(**bucket, **sse, BASE_ARCHIVE_SSE_KMS_KEY_ID="x")
+        assert "BASE_ARCHIVE_SSE=aws:kms" in faults["BASE_ARCHIVE_SSE_KMS_KEY_ID"]
 
 
 def test_an_encrypted_archive_needs_an_identity_and_shows_none() -> None:

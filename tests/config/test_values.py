@@ -152,3 +152,33 @@ def test_a_secret_does_not_show_itself() -> None:
     assert secret.reveal() == "hunter2"
     assert secret == Secret("hunter2") != Secret("other")
     assert len({secret, Secret("hunter2")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        (" db1.example.org:8090 ", "db1.example.org:8090"),
+        ("[2001:db8::1]:80", "[2001:db8::1]:80"),
+        ("https://base.example.org", "https://base.example.org"),
+        ("http://10.0.0.1:80/", "http://10.0.0.1:80"),
+    ],
+)
+def test_an_advertised_address_is_one_that_a_client_can_dial(text: str, address: str) -> None:
+    assert values.parse_advertised(text) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":8090",
+        "a.example",
+        "a.example:0",
+        "ftp://a.example:1",
+        "http://a.example/path",
+        "a b:1",
+    ],
+)
+def test_what_nobody_can_dial_is_not_advertised(text: str) -> None:
+    with pytest.raises(UsageError, match=r"write (a )?host|no address of HTTP"):
+        values.parse_advertised(text)

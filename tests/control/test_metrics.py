@@ -56,6 +56,8 @@ OWN_NAMES = [
     "base_root_self_repairs_total",
     "base_journal_rollbacks_total",
     "base_archive_losses_total",
+    "base_restore_verified_timestamp_seconds",
+    "base_restore_verify_failures_total",
     "base_journal_bytes",
 ]
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -88,6 +90,7 @@ def full_surface(count: int = 1, **changes: Any) -> FakeSurface:
     held = Histogram()
     held.observe(0.002)
     surface.lock_held = {"checkpoint": held.get_sample()}
+    surface.shard_counters = {**surface.shard_counters, "proof_seconds": 1.5}
     return surface
 
 

@@ -7,6 +7,7 @@ from basenet.config.values import Endpoint
 from basenet.control.listeners import SOCKET_NAME
 from basenet.control.members import MembersCommand, MembersVerb
 from basenet.control.operator import is_loopback
+from basenet.control.reset import Keep, ResetCommand
 from basenet.errors import ConflictError
 from tests.fakes import served as serving
 from tests.fakes.client import Answer, ask, encode_request, read_answer
@@ -140,3 +141,23 @@ async def test_the_daemons_refusal_is_answered(tmp_path: Path) -> None:
 def test_the_loopback_is_known(host: str, is_ours: bool) -> None:  # noqa: FBT001
     """Addresses and the one name that is no lookup."""
     assert is_loopback(host) is is_ours
+
+
+async def test_a_reset_is_a_command_too(tmp_path: Path) -> None:
+    """Taken from the same places, and with the same care for what is not understood."""
+    surface = FakeSurface(make_shard())
+    path = "/v1/shards/app/reset"
+    async with served(surface, tmp_path) as listeners:
+        port = listeners.address.port
+        answer = await post(port, f"{path}?keep=chain")
+        assert (answer.status, answer.json["done"]) == (200, "chain counts for app")
+        assert (await post_unix(tmp_path / SOCKET_NAME, f"{path}?keep=file&force=1")).status == 200
+        for query in ("", "?keep=both", "?keep=file&keep=chain", "?keep=file&node=a"):
+            assert (await post(port, f"{path}{query}")).status == 400
+        assert (await post(port, f"{path}?keep=file", origin="http://evil.example")).status == 403
+        assert (await ask(port, f"{path}?keep=file")).status == 405
+        assert (await post(port, "/v1/shards/gone/reset?keep=file")).status == 404
+    assert surface.resets == [
+        ("app", ResetCommand(keep=Keep.CHAIN)),
+        ("app", ResetCommand(keep=Keep.FILE, is_forced=True)),
+    ]

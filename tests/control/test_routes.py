@@ -148,6 +148,7 @@ async def test_a_wait_for_what_is_safe_returns_at_once(tmp_path: Path) -> None:
         "level": "archived",
         "archived_seq": 9,
         "final_seq": 11,
+        "generation": None,
         "cookie": "00112233-9",
     }
     assert answer.headers["x-base-shard"] == "app"
@@ -301,10 +302,12 @@ async def test_a_cookie_of_another_lineage_is_a_conflict(tmp_path: Path) -> None
 async def test_an_orphaned_commit_is_a_conflict(tmp_path: Path) -> None:
     """409, to be told from one that is only late."""
     surface = FakeSurface(make_shard())
-    surface.wait_error = Orphaned("commits 4 to 9 lost against another history")
+    bundles = ["app/5-4"]
+    surface.wait_error = Orphaned("commits 4 to 9 lost against another history", bundles=bundles)
     async with served(surface, tmp_path) as listeners:
         answer = await ask(listeners.address.port, "/v1/shards/app/wait?now=1")
     assert_is_error(answer, 409, "orphaned")
+    assert answer.json["bundles"] == bundles
 
 
 async def test_the_writer_is_where_the_client_is_sent(tmp_path: Path) -> None:
@@ -316,6 +319,7 @@ async def test_the_writer_is_where_the_client_is_sent(tmp_path: Path) -> None:
         make_shard("c", **replica, writer="node-c", writer_endpoint="http://c.example:80/"),
         make_shard("d", **replica),
         make_shard("e", **replica, writer="node-e"),
+        make_shard("f", **replica, writer="node-a"),
     )
     async with served(surface, tmp_path) as listeners:
         port = listeners.address.port
@@ -331,4 +335,8 @@ async def test_the_writer_is_where_the_client_is_sent(tmp_path: Path) -> None:
         unknown = await ask(port, "/v1/shards/e/writer")
         assert_is_error(unknown, 503, "shard_unavailable")
         assert "node-e" in unknown.json["error"]
+        assert "BASE_ADVERTISE_HTTP" in unknown.json["error"]
+        no_lease = await ask(port, "/v1/shards/f/writer")
+        assert_is_error(no_lease, 503, "shard_unavailable")
+        assert "this node leads" in no_lease.json["error"]
         assert_is_error(await ask(port, "/v1/shards/x/writer"), 404, "not_found")

@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from basenet.daemon.follow import Follower
+from basenet.daemon.follow import Follower, Nap
 from basenet.daemon.journalist import Journalist
 from basenet.daemon.pump import Pump
 from basenet.daemon.waker import Waker
@@ -24,6 +25,7 @@ from tests.daemon.model import Model, born, loaded
 from tests.sqlite.application import Application
 
 WAIT_S = 20
+NEVER_S = 3600.0
 
 
 @dataclass
@@ -71,12 +73,16 @@ class Bench:
 
 
 @asynccontextmanager
-async def following(folder: Path, *, starts: bool = True) -> AsyncIterator[Bench]:
+async def following(
+    folder: Path, *, starts: bool = True, nap: Nap | None = None
+) -> AsyncIterator[Bench]:
     with Application(folder / "app.db") as application:
         application.sql(
             "pragma journal_mode=wal", "pragma synchronous=normal", "create table t(x, y)"
         )
-        capture = Capture(attach(folder / "app.db"))
+        # With a nap it never rests, and sleeps for ever unless it is woken.
+        slow = {"nap": lambda _: nap.sleep(NEVER_S), "active_s": NEVER_S} if nap else {}
+        capture = Capture(attach(folder / "app.db"), **slow)  # type: ignore[arg-type]
         capture.adopt()
         journal = born(folder / "data", Model())
         wake = open_wake()
@@ -99,6 +105,7 @@ async def following(folder: Path, *, starts: bool = True) -> AsyncIterator[Bench
             bridge=bench.bridge,
             file_lock=trio.Lock(),
             sink=bench.sink,
+            nap=nap,
         )
         waker.wake.watch("app", folder / "app.db")
         try:
@@ -121,6 +128,30 @@ async def test_a_look_at_rest_captures_what_is_committed(tmp_path: Path) -> None
             bench.insert()
             assert await bench.look()
             assert bench.commits == number
+
+
+async def test_a_look_cuts_the_threads_nap_short(tmp_path: Path) -> None:
+    """Who waits for a commit of a database in use waits for the thread, not for its pauses."""
+    nap = Nap()
+    async with following(tmp_path, nap=nap) as bench:
+        for number in range(1, 4):
+            bench.insert()
+            assert await bench.look()
+            assert bench.commits == number
+
+
+def test_a_nap_that_was_ended_before_it_began_is_none() -> None:
+    """Once; the next one is slept."""
+    nap = Nap()
+    nap.end()
+    began = time.monotonic()
+    nap.sleep(NEVER_S)
+    assert time.monotonic() - began < NEVER_S
+    nap.sleep(0.001)
+    assert time.monotonic() - began >= 0.001
+    nap.is_brief = True
+    nap.sleep(NEVER_S)
+    assert time.monotonic() - began < NEVER_S
 
 
 async def test_a_look_without_news_ends_too(tmp_path: Path) -> None:

@@ -99,6 +99,30 @@ async def test_a_fence_is_held_when_it_is_handed_out(
         assert pair[0].hears_nothing()
 
 
+async def test_how_long_a_fence_was_waited_for_is_measured(
+    pair: tuple[Guardian, Guard], tmp_path: Path
+) -> None:
+    """From asking to holding, each time that it was asked; a void answer is none."""
+    guardian, guard = pair
+    async with fenced(guardian, guard, tmp_path / "app.db") as fence:
+        assert sum(guard.fence_wait.get_sample().counts) == 1
+        fence.renew(Instant(1_000))
+        guard.flush()
+        await guardian.hear()
+        guardian.say(Held(fence=1, ticket=0))  # late
+        await trio.testing.wait_all_tasks_blocked()
+        assert sum(guard.fence_wait.get_sample().counts) == 1
+        before_s = guard.fence_wait.get_sample().total
+        fence.close()
+        await guardian.hear()
+        await trio.sleep(0.02)
+        guardian.say(Held(fence=1, ticket=1))
+        await fence.held()
+        sample = guard.fence_wait.get_sample()
+        assert sum(sample.counts) == 2
+        assert sample.total - before_s >= 0.02
+
+
 async def test_renewals_of_a_flush_are_one_packet(
     pair: tuple[Guardian, Guard], tmp_path: Path
 ) -> None:

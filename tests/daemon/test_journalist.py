@@ -2,8 +2,9 @@
 
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from math import inf
 from pathlib import Path
 
 import apsw
@@ -14,7 +15,9 @@ from trio.testing import wait_all_tasks_blocked
 from basenet.daemon.journalist import Journalist
 from basenet.errors import CorruptionError, UnavailableError
 from basenet.journal.journal import Journal, JournalBroken
+from basenet.journal.records import Batch, Settled, Step
 from basenet.units import ShardId
+from tests.daemon.cluster.nodes import eventually
 from tests.daemon.model import SHARD, Model, born, give_birth, loaded
 from tests.fakes.branching import Branching
 from tests.journal.faulty_disk import LOG, FaultyDisk, faulty_disk
@@ -414,3 +417,114 @@ async def test_who_is_cancelled_during_the_sync_leaves_after_it(tmp_path: Path) 
                 gate.opened.set()
                 await left.wait()
         assert loaded(journal)[0].tip.seq == 2
+
+
+async def test_who_is_patient_shares_the_next_transaction(
+    tmp_path: Path, disk: FaultyDisk, autojump_clock: trio.testing.MockClock
+) -> None:
+    """In the order of asking; whoever comes in between hurries them both."""
+    story, journal = Branching(shard=SHARD), Journal(tmp_path)
+    journal.begin_replica(**story.birth())
+    first, second = story.own(1), story.own(1)
+    async with writing(journal) as journalist:
+        await journalist.keep(story.step(first), None)
+        disk.trace.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journalist.settle, story.settled(first), 60.0)
+            await trio.testing.wait_all_tasks_blocked()
+            assert load(journal, SHARD).tip.seq == 1
+            nursery.start_soon(journalist.keep, story.step(second), None)
+        assert log_syncs(disk) == 1
+        assert trio.current_time() < 60
+        record = check_replica(journal, SHARD)
+        assert (record.tip.seq, [head.seq for head in record.heads]) == (2, [3])
+    del autojump_clock
+
+
+async def test_patience_ends_by_itself_or_when_somebody_says_so(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """What nobody joins is written when its time is over, at the latest."""
+    del autojump_clock
+    story, journal = Branching(shard=SHARD), Journal(tmp_path)
+    journal.begin_replica(**story.birth())
+    async with writing(journal) as journalist:
+        began = trio.current_time()
+        await journalist.keep(story.step(story.own(1)), None, 30.0)
+        assert trio.current_time() >= began + 30
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journalist.keep, story.step(story.own(1)), None, inf)
+            await wait_all_tasks_blocked()
+            journalist.hurry()
+        assert len(load(journal, SHARD).heads) == 2
+
+
+@pytest.mark.parametrize("is_together", [True, False])
+async def test_nothing_settles_behind_a_step_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_together: bool
+) -> None:
+    """Else the log would know what the ballot does not; the next replica begins anew."""
+    story, journal = Branching(shard=SHARD), Journal(tmp_path)
+    journal.begin_replica(**story.birth())
+    rows = story.own(1)
+    journal.keep([story.step(rows)])
+    write, is_broken = journal.write, True
+    raised, gate = list[str](), Gate()
+
+    def fail(works: Sequence[Batch | Step | Settled]) -> None:
+        if is_broken and any(isinstance(work, Step) for work in works):
+            raise CorruptionError("a step that cannot be kept")
+        write(works)
+
+    monkeypatch.setattr(journal, "write", fail)
+
+    async def ask(act: Callable[[], Awaitable[None]]) -> None:
+        with pytest.raises(CorruptionError, match="cannot be kept") as caught:
+            await act()
+        raised.append(str(caught.value))
+
+    async with writing(journal) as journalist:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journalist.perform, lambda _: gate())
+            await gate.when_reached()
+            nursery.start_soon(ask, lambda: journalist.keep(story.step(story.own(1)), None))
+            await wait_all_tasks_blocked()
+            if not is_together:
+                gate.opened.set()
+                await eventually(lambda: bool(raised))
+            nursery.start_soon(ask, lambda: journalist.settle(story.settled(rows)))
+            await wait_all_tasks_blocked()
+            gate.opened.set()
+        assert len(raised) == 2
+        assert load(journal, SHARD).tip.seq == 1
+        is_broken = False
+        journalist.begin_term(SHARD)
+        await journalist.settle(story.settled(rows))
+        assert load(journal, SHARD).tip.seq == 2
+
+
+async def test_nothing_settles_behind_a_step_that_was_withdrawn(tmp_path: Path) -> None:
+    """A term that ends gives up both, whichever of the two hears of it first."""
+    story, journal, gate = Branching(shard=SHARD), Journal(tmp_path), Gate()
+    journal.begin_replica(**story.birth())
+    rows = story.own(1)
+    journal.keep([story.step(rows)])
+    async with writing(journal) as journalist:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(journalist.perform, lambda _: gate())
+            await gate.when_reached()
+            async with trio.open_nursery() as term:
+                term.start_soon(journalist.keep, story.step(story.own(1)), None)
+                await wait_all_tasks_blocked()
+
+                async def settle() -> None:
+                    with pytest.raises(UnavailableError, match="given up"):
+                        await journalist.settle(story.settled(rows))
+
+                nursery.start_soon(settle)
+                await wait_all_tasks_blocked()
+                term.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await wait_all_tasks_blocked()
+                gate.opened.set()
+        assert load(journal, SHARD).tip.seq == 1

@@ -109,6 +109,22 @@ def test_no_more_is_taken_than_fills_a_frame() -> None:
     assert take_all(waiting) == items[2:]
 
 
+def test_a_little_of_what_waits_can_be_taken() -> None:
+    """Who has little time takes what fits it, and is woken for the rest."""
+    wakes: list[int] = []
+    waiting, model = Waiting(lambda: wakes.append(1)), Model()
+    assert (waiting.is_empty, waiting.raw_bytes) == (True, 0)
+    items = [model.commit() for _ in range(5)]
+    waiting.put(items)
+    size = items[0].raw_bytes
+    assert (waiting.is_empty, waiting.raw_bytes) == (False, sum(each.raw_bytes for each in items))
+    wakes.clear()
+    assert waiting.take(2 * size) == items[:2]
+    assert wakes == [1]
+    assert waiting.take() == items[2:]
+    assert waiting.is_empty
+
+
 def test_a_piece_of_a_run_waits_for_room() -> None:
     """It cannot be handed over by halves, nor may it fill the memory."""
     waiting = Waiting(lambda: None)

@@ -115,6 +115,25 @@ def test_new_voters_must_be_there_and_caught_up() -> None:
     assert epochs(cluster)[0] == 1
 
 
+def test_a_replica_tells_who_could_be_made_a_voter() -> None:
+    """Q5: itself; a voter by its votes; a learner that said lately how far it is."""
+    cluster = quiet_cluster(spares=2)
+    cluster.isolate(4)
+    cluster.commit(0)
+    cluster.tell(0, 3, SyncRequest(epoch=Epoch(1), above_height=Seq(2)))
+    replica = cluster.nodes[0].replica
+
+    def caught_up() -> list[bool]:
+        return [replica.is_caught_up(voter_of(number), cluster.now) for number in range(5)]
+
+    assert replica.learners == {key_of(3): 2}
+    assert caught_up() == [True, True, True, True, False]
+    assert not replica.is_caught_up(voter_of(1, life=1), cluster.now)
+    cluster.give(0, PeerLost(peer=key_of(1)))
+    cluster.give(0, PeerLost(peer=key_of(3)))
+    assert caught_up() == [True, False, True, False, False]
+
+
 def test_only_an_open_leader_takes_a_config() -> None:
     """Protocol 10.2, 9.1: a follower says so, and so does a leader with a change under way."""
     cluster = quiet_cluster()

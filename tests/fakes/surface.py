@@ -7,6 +7,7 @@ from typing import Any
 import trio
 
 from basenet.control.members import MembersCommand
+from basenet.control.reset import ResetCommand
 from basenet.control.surface import (
     HistogramSample,
     Level,
@@ -14,6 +15,7 @@ from basenet.control.surface import (
     NodeMetrics,
     NodeStatus,
     NotCaughtUp,
+    Orphaned,
     ShardMetrics,
     ShardState,
     ShardStatus,
@@ -52,6 +54,9 @@ def make_shard(shard: str = "app", **changes: Any) -> ShardStatus:
         last_restore_point_ns=NOW_NS - 500_000_000,
         archive="ok",
         archive_epoch=3,
+        proof="ok: seq 5 was restored",
+        proof_verified_ns=NOW_NS - 7_200_000_000_000,
+        proof_seq=5,
         recovered=1,
         lapped=2,
         journal_bytes=65_536,
@@ -62,8 +67,9 @@ def make_shard(shard: str = "app", **changes: Any) -> ShardStatus:
 class FakeSurface:
     """Answers from attributes that a test sets.
 
-    A wait is recorded in ``waits`` and granted at once when its seq is archived or final already;
-    else it ends with `grant`, with its time-out, or by being cancelled (``cancelled_waits``).
+    A wait is recorded in ``waits`` (its generation in ``generations``) and granted at once when its
+    seq is archived or final already; else it ends with `grant`, with its time-out, or by being
+    cancelled (``cancelled_waits``).
     """
 
     def __init__(self, *shards: ShardStatus) -> None:
@@ -76,11 +82,14 @@ class FakeSurface:
         self.health_hangs = False
         self.metrics_error: Exception | None = None
         self.lock_held: dict[str, HistogramSample] = {}
+        self.network_dropped = {"refused": 2, "wrong": 1}
         self.shard_counters: dict[str, Any] = {}
         self.waits: list[tuple[str, int | None, Level, float]] = []
+        self.generations: list[str | None] = []
         self.wait_error: Exception | None = None
         self.commands: list[tuple[str, MembersCommand]] = []
         self.command_error: Exception | None = None
+        self.resets: list[tuple[str, ResetCommand]] = []
         self.histograms: dict[str, HistogramSample] = {}
         self.members: tuple[Member, ...] = (
             Member(node_id="node-a", role="validator", endpoint="127.0.0.1:8090"),
@@ -127,6 +136,7 @@ class FakeSurface:
             journal_bytes=131_072,
             ready=self.ready,
             lock_held=self.lock_held,
+            network_dropped=self.network_dropped,
             **self.histograms,
         )
 
@@ -145,9 +155,19 @@ class FakeSurface:
         assert self._token is not None, "nobody waits"
         self._token.run_sync_soon(self.grant)
 
-    async def wait(self, shard: str, seq: Seq | None, level: Level, timeout_s: float) -> WaitResult:
+    async def wait(
+        self,
+        shard: str,
+        seq: Seq | None,
+        level: Level,
+        timeout_s: float,
+        generation: str | None = None,
+    ) -> WaitResult:
         status = self.shard_status(shard)
         self.waits.append((shard, seq, level, timeout_s))
+        self.generations.append(generation)
+        if generation not in (None, status.generation):
+            raise Orphaned(f"generation {generation} has passed", bundles=["app/9-8"])
         if self.wait_error is not None:
             raise self.wait_error
         target = status.captured_seq if seq is None else seq
@@ -166,6 +186,7 @@ class FakeSurface:
             level=level,
             archived_seq=max(status.archived_seq, target),
             final_seq=status.final_seq,
+            generation=status.generation,
         )
 
     async def _wait_for_grant(
@@ -186,6 +207,13 @@ class FakeSurface:
             self.cancelled_waits += 1
             self.wait_cancelled.set()
             raise
+
+    async def reset(self, shard: str, command: ResetCommand) -> str:
+        self.shard_status(shard)
+        self.resets.append((shard, command))
+        if self.command_error is not None:
+            raise self.command_error
+        return f"{command.keep} counts for {shard}"
 
     async def command(self, shard: str, command: MembersCommand) -> str:
         self.shard_status(shard)

@@ -11,7 +11,7 @@ import pytest
 
 from basenet.guardian.fence import Fence, FenceState
 from basenet.guardian.header import repair_header
-from basenet.guardian.keeper import LOOKS_MAX, Keeper
+from basenet.guardian.keeper import LOOKS_MIN, Keeper
 from basenet.guardian.protocol import (
     Close,
     Drop,
@@ -254,8 +254,8 @@ def test_a_replaced_file_is_told_and_stays_fenced(desk: Desk, path: Path, app: A
     desk.take()
     path.rename(path.with_name("moved.db"))
     path.write_bytes(b"")
-    desk.keeper.tick(1_500)
-    desk.keeper.tick(1_600)
+    desk.keeper.look_around()
+    desk.keeper.look_around()
     assert desk.take() == [Replaced(fence=FENCE)]
     desk.renew(until=9_000)
     assert not can_write(app)
@@ -269,12 +269,12 @@ def test_the_file_that_replaced_another_is_fenced_as_soon_as_it_is_in_use(
     """The application that opens it finds it locked, and the next GUARD finds it held (Q11)."""
     for suffix in ("", "-wal", "-shm"):
         Path(f"{path}{suffix}").rename(f"{path}.old{suffix}")
-    desk.keeper.tick(1_500)
-    desk.keeper.tick(1_600)
+    desk.keeper.look_around()
+    desk.keeper.look_around()
     with Application(path, timeout_s=0) as second:
         second.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)")
-        desk.keeper.tick(1_700)
-        desk.keeper.tick(1_800)
+        desk.keeper.look_around()
+        desk.keeper.look_around()
         assert not can_write(second)
         desk.renew(until=9_000)
         assert not can_write(second)
@@ -291,35 +291,62 @@ def test_an_heir_that_is_replaced_itself_is_let_go(desk: Desk, path: Path) -> No
     """Only what lies at the path is fenced besides what was meant."""
     for suffix in ("", "-wal", "-shm"):
         Path(f"{path}{suffix}").rename(f"{path}.old{suffix}")
-    desk.keeper.tick(1_500)
+    desk.keeper.look_around()
     with Application(path, timeout_s=0) as second:
         second.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)")
-        for now in range(1_600, 1_603):
-            desk.keeper.tick(now)
+        for _ in range(3):
+            desk.keeper.look_around()
         assert not can_write(second)
         path.rename(f"{path}.second")
-        desk.keeper.tick(1_700)
+        desk.keeper.look_around()
         assert can_write(second)
     Path(f"{path}.second").unlink()
 
 
 def test_files_are_looked_at_in_turn(tmp_path: Path) -> None:
-    """A tick with very many fences stays short, and each file has its turn."""
+    """A look around with very many fences stays short, and each file has its turn."""
     desk = Desk()
-    paths = [tmp_path / f"{number}.db" for number in range(LOOKS_MAX + 50)]
+    paths = [tmp_path / f"{number}.db" for number in range(150)]
     for number, path in enumerate(paths):
         path.touch()
         Path(f"{path}-shm").touch()
         desk.guard(path, number=number)
-    desk.keeper.tick(1_000)
+    desk.keeper.look_around()
     desk.take()
     for path in paths:
         path.unlink()
-    desk.keeper.tick(1_001)
-    desk.keeper.tick(1_002)
-    assert sorted(each.fence for each in desk.take()) == list(range(len(paths)))
+    desk.keeper.look_around()
+    assert len(desk.take()) == LOOKS_MIN
+    for _ in range(150 // LOOKS_MIN):
+        desk.keeper.look_around()
+    told = [each.fence for each in desk.take()]
+    assert len(told) == len(set(told)) == len(paths) - LOOKS_MIN
     for number in range(len(paths)):
         desk.keeper.handle(Drop(fence=number), desk.now)
+
+
+@pytest.mark.parametrize(("count", "looks"), [(3, 3), (600, 6), (10_000, 100)])
+def test_every_file_is_looked_at_within_ten_seconds(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, count: int, looks: int
+) -> None:
+    """Whatever their number: a hundred looks around, ten a second, are one round."""
+    seen: list[object] = []
+    monkeypatch.setattr(desk.keeper, "_look", seen.append)
+    monkeypatch.setattr(desk.keeper, "_entries", {number: number for number in range(count)})
+    desk.keeper.look_around()
+    assert len(set(seen)) == looks
+
+
+def test_a_renewal_makes_the_next_look_at_the_fences_later(desk: Desk, app: Application) -> None:
+    """It is due at the first instant that was named, and finds what holds by then."""
+    desk.renew(until=2_000)
+    assert desk.keeper.tick(1_000) == 2_000
+    desk.renew(until=3_000)
+    assert desk.keeper.tick(1_999) == 2_000
+    assert desk.keeper.tick(2_000) == 3_000
+    assert can_write(app)
+    assert desk.keeper.tick(3_000) is None
+    assert not can_write(app)
 
 
 def test_a_second_owner_is_refused(desk: Desk, path: Path) -> None:

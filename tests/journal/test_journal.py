@@ -317,6 +317,24 @@ def test_a_run_moves_nothing_before_its_end(tmp_path: Path) -> None:
     journal.close()
 
 
+def test_whoever_asks_for_the_record_leaves_a_run_that_is_being_written_alone(
+    tmp_path: Path,
+) -> None:
+    """The archive asks while commits are captured, and a large one comes in several pieces."""
+    story = Story()
+    journal = begin(tmp_path, story)
+    journal.store([story.commit()])
+    expected = journal.load(SHARD)
+    *pieces, last = story.run(4)
+    for piece in pieces:
+        journal.store([piece])
+        assert journal.record(SHARD) == expected
+    journal.store([last])
+    assert check_whole(journal) == 6
+    assert journal.record(SHARD) == journal.load(SHARD) != expected
+    journal.close()
+
+
 @pytest.mark.parametrize("reopens", [False, True])
 @pytest.mark.parametrize("pieces", [1, 3])
 def test_an_open_run_is_dropped_at_load(tmp_path: Path, pieces: int, reopens: bool) -> None:  # noqa: FBT001  (a parameter of the test)

@@ -134,12 +134,14 @@ def test_a_step_is_all_there(tmp_path: Path) -> None:
     """Frames, ballot, cursor and place; and the next one goes on from it."""
     story = Branching()
     journal = begin(tmp_path, story)
+    assert journal.undecided_locals(SHARD) is None
     rows = story.own(2)
     journal.keep([story.step(rows, ballot=voted_for(story, rows[-1]))])
     more = story.own(1, pieces=3)
     journal.keep([story.step(more)])
     for _ in range(2):
         record = check_replica(journal)
+        assert journal.undecided_locals(SHARD) == (1, 3)
         assert record.heads == tuple(row.head for row in rows + more)
         assert record.ballot == voted_for(story, rows[-1])
         assert record.cursor == cursor_at(6)

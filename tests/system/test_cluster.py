@@ -5,6 +5,7 @@ temporary directory.
 """
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from basenet.control.surface import FenceState, Level, ShardRole
 from basenet.errors import BasenetError, UnavailableError
+from basenet.keys import signing
 from basenet.testing.cluster import Cluster, ClusterNode
 from basenet.testing.clusterchaos import Outline, find_bugs, play
 from basenet.testing.clustercheck import check
@@ -222,6 +224,34 @@ def test_a_writer_that_stands_still_is_fenced_and_its_orphans_are_kept(tmp_path:
         cluster.wait_settled()
         assert "deposed" in run_orphans(writer)
         judge(cluster, operations_of([*clients, *later]) + lost)
+
+
+def test_a_writer_that_is_asked_to_end_hands_over(tmp_path: Path) -> None:
+    """SIGTERM: a voter that is caught up leads at once; nobody waits for the end of a lease.
+
+    Every node in turn: whoever was named by the old writer is the new one.
+    """
+    with started(tmp_path) as cluster:
+        with writing(cluster) as clients:
+            for _ in range(3):
+                old = cluster.wait_writer()
+                cluster.wait_taken_in()
+                status, said = old.find_status(), len(old.read_log())
+                assert status is not None
+                old.terminate()
+                assert old.wait_ended() == 0
+                said_last = old.read_log()[said:]
+                (line,) = [one for one in said_last.splitlines() if "handing_over" in one]
+                new = cluster.wait_writer(but=old)
+                key = signing.load(cluster.folder / "ca" / new.name / "node.key").public
+                assert json.loads(line)["to"] == key.hex()
+                found = new.find_status()
+                assert found is not None
+                assert found.view == status.view + 1, "somebody had to be elected"
+                wait_for_more(cluster, clients)
+                old.start()
+                cluster.wait_taken_in()
+        judge(cluster, operations_of(clients))
 
 
 # -- partitions ------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
-"""BASE_TRACE_FILE: a real daemon's decisions, held to the specification of the protocol."""
+"""BASE_TRACE_FILE: what real daemons decide, held to the specification of the protocol."""
 
 from pathlib import Path
 
 import pytest
 
-from basenet.testing.tracecheck import TraceError, check_trace
-from basenet.testing.traces import main, read_trace, split_traces, write_trace
+from basenet.testing.cluster import Cluster, ClusterNode
+from basenet.testing.tracecheck import TraceError, check_together, check_trace
+from basenet.testing.traces import collect, main, read_trace, split_traces, write_trace
+from tests.sqlite.application import Application
 from tests.system.harness import Scene
 
 COUNT = 12
@@ -52,3 +54,68 @@ def test_a_trace_file_that_cannot_be_written_is_refused_at_start(scene: Scene) -
     daemon = scene.serve(BASE_TRACE_FILE=str(scene.folder / "no" / "trace.ndjson"))
     assert daemon.wait_ended() == 2
     assert "BASE_TRACE_FILE" in daemon.read_log()
+
+
+def trace_of(node: ClusterNode) -> Path:
+    return node.folder / "trace.ndjson"
+
+
+def write(cluster: Cluster, name: str) -> None:
+    """Commit at whoever may write."""
+    writer = cluster.wait_writer()
+    with Application(writer.database()) as application:
+        application.sql("PRAGMA journal_mode=WAL", "CREATE TABLE IF NOT EXISTS t (id, v)")
+        for number in range(COUNT):
+            application.sql(f"INSERT INTO t VALUES ({number}, '{name}')")
+            writer.wait_final()
+
+
+def has_told(node: ClusterNode, seq: int) -> bool:
+    """Whether the last that a node tells is that everything up to ``seq`` is final."""
+    events = list(read_trace(trace_of(node)))
+    return events[-1]["ev"] == "Final" and events[-1]["height"] == seq
+
+
+@pytest.mark.system
+@pytest.mark.timeout(300)
+def test_three_traces_of_a_failover_are_one_run_of_the_specification(tmp_path: Path) -> None:
+    """Birth, commits, the writer's death in a quiet moment, another's commits, its return.
+
+    What the dead node had decided and not told yet would be missed by the others: so it is killed
+    when it has told everything.
+    """
+    with Cluster(tmp_path, 3) as cluster:
+        for node in cluster:
+            node.environment["BASE_TRACE_FILE"] = str(trace_of(node))
+        cluster.start()
+        write(cluster, "before")
+        seq, killed = cluster.wait_settled(), cluster.wait_writer()
+        cluster.until(lambda: has_told(killed, seq), "the writer has told what is final")
+        killed.kill()
+        cluster.wait_writer(but=killed)
+        write(cluster, "after")
+        killed.start()
+        cluster.wait_settled()
+        assert set(cluster.stop().values()) == {0}, cluster.describe(with_logs=True)
+        paths = [trace_of(node) for node in cluster]
+        (traces,) = collect(paths).values()
+
+    assert len(traces) == 3
+    assert check_together(traces) == sum(map(len, traces)) - 2
+    assert main([str(path) for path in paths]) == 0
+    for path, events in zip(paths, traces, strict=True):
+        assert path.stat().st_mode & 0o777 == 0o600
+        names = {event["ev"] for event in events}
+        assert names >= {"Genesis", "Restart", "Frame", "Vote", "Final", "Enter", "NewView"}
+        assert {event["node"] for event in events[1:]} == {events[1]["node"]}
+    # Two elections at least, of which one is the failover.
+    starts = {event["view"] for events in traces for event in events if event["ev"] == "Start"}
+    assert len(starts) >= 2
+    # Without the votes for a frame it cannot have become final.
+    final = next(event for event in traces[0] if event["ev"] == "Final")
+    forged = [
+        [event for event in events if event["ev"] != "Vote" or event["hash"] != final["hash"]]
+        for events in traces
+    ]
+    with pytest.raises(TraceError):
+        check_together(forged)

@@ -8,7 +8,7 @@ import pytest
 
 from basenet.testing.simulator.scenario import Scenario
 from basenet.testing.simulator.suite import CONFIGURATIONS
-from basenet.testing.tracecheck import TraceError, check_trace
+from basenet.testing.tracecheck import TraceError, check_together, check_trace
 from basenet.testing.traces import simulate
 from basenet.wire.payload import FaultModel
 
@@ -234,3 +234,56 @@ def test_broken_engines_leave_traces_that_are_rejected(mutant: str, where: set[s
             assert error.event["ev"] in where  # noqa: PT017  (which seed shows it is chance)
             return
     pytest.fail(f"no seed shows {mutant}")
+
+
+def by_node(events: Events) -> list[Events]:
+    """What each node would have written by itself."""
+    names = sorted({told["node"] for told in events[1:]})
+    return [[events[0], *(told for told in events if told.get("node") == name)] for name in names]
+
+
+@pytest.mark.parametrize(
+    "scenario", [CRASH, Scenario(mode=FaultModel.BYZANTINE, nodes=4)], ids=lambda one: one.name
+)
+def test_the_traces_of_several_nodes_are_checked_in_an_order_that_is_found(
+    scenario: Scenario,
+) -> None:
+    """Elections, restarts and all; whichever trace comes first, and a birth may be told twice."""
+    for seed in range(3):
+        events = simulate(scenario, seed)
+        traces = by_node(events)
+        assert check_together(traces) == len(events)
+        traces[0].insert(1, events[0])
+        assert check_together(traces[::-1]) == len(events)
+
+
+def test_what_one_node_never_said_is_missed_in_the_trace_of_another() -> None:
+    """A vote left out, and a frame: no order explains the rest; the event that waits is told."""
+    a_part, b_part = by_node(x_is_final())
+    assert check_together([a_part, b_part]) == len(x_is_final())
+    with pytest.raises(TraceError, match="not cast") as caught:
+        check_together([a_part, b_part[:-1]])
+    assert (caught.value.index, caught.value.event) == (len(a_part) - 1, a_part[-1])
+    sealed = next(i for i, told in enumerate(a_part) if told["ev"] == "Frame")
+    with pytest.raises(TraceError, match="never sealed"):
+        check_together([b_part, a_part[:sealed]])
+
+
+def test_a_broken_engine_is_noticed_in_whatever_order() -> None:
+    """A step that no order allows stays forbidden when it is tried again."""
+    for seed in range(20):
+        events = simulate(CRASH, seed, mutant="quorum-minus-one")
+        try:
+            check_together(by_node(events))
+        except TraceError:
+            return
+    pytest.fail("no seed shows it")
+
+
+def test_traces_of_one_lineage_have_one_genesis() -> None:
+    """One that began later, or elsewhere, cannot be put beside the others."""
+    other = {**GENESIS, "hash": "h"}
+    with pytest.raises(TraceError, match="another genesis"):
+        check_together([start_of_view_0(), [other]])
+    with pytest.raises(TraceError, match="begins with its genesis"):
+        check_together([start_of_view_0(), start_of_view_0()[1:]])

@@ -32,6 +32,7 @@ from basenet.wire.frame import (
     checksum,
     decode_frame,
     decode_head,
+    decode_head_of,
     encode_frame,
     encode_head,
     genesis_prev_hash,
@@ -100,6 +101,22 @@ def test_a_head_comes_back_with_the_hash_of_its_frame(frame: Frame) -> None:
     whole = encode_frame(frame)
     start = 3 + len(frame.head.shard) + 44
     assert encoded[1:] == whole[1:start] + whole[start + frame.head.payload_len :]
+
+
+@settings(max_examples=100)
+@given(frames())
+def test_the_head_of_a_frame_is_read_without_its_payload(frame: Frame) -> None:
+    """The same head, and nothing is asked of the payload but that it is there."""
+    encoded = encode_frame(frame)
+    assert decode_head_of(encoded) == decode_head_of(memoryview(encoded)) == frame.head
+    start = 3 + len(frame.head.shard) + 44
+    payload = bytes(byte ^ 0xFF for byte in encoded[start:][: frame.head.payload_len])
+    damaged = encoded[:start] + payload + encoded[start + len(payload) :]
+    assert decode_head_of(damaged) == frame.head
+    with pytest.raises(FrameCorrupt):
+        decode_head_of(encoded[:-1])
+    with pytest.raises(FrameCorrupt, match="frame version 1"):
+        decode_head_of(b"\1" + encoded[1:])
 
 
 @settings(max_examples=100)

@@ -244,6 +244,24 @@ def test_the_lock_page_is_never_given_nor_counted_twice() -> None:
     tree.update([5, LOCK + 1], [bytes(32)] * 2, LOCK + 1)
 
 
+@pytest.mark.parametrize("pages", [0, 1, 300])
+def test_a_copy_is_the_same_state_and_changes_alone(pages: int) -> None:
+    """Also with changes whose nodes were not computed yet."""
+    leaves = [hash_of(number) for number in range(pages)]
+    tree = StateTree(4096, b"".join(leaves))
+    if pages:
+        leaves[0] = hash_of(1_000)
+        tree.update([1], leaves[:1], pages)
+    twin = tree.copy()
+    for one, other in ((tree, twin), (twin, tree)):
+        assert one.root() == other.root() == model_root(4096, leaves)
+        more = [*leaves, hash_of(2_000)]
+        one.update([pages + 1], more[-1:], pages + 1)
+        assert one.root() == model_root(4096, more)
+        assert (other.root(), other.db_pages) == (model_root(4096, leaves), pages)
+        one.update([], [], pages)
+
+
 def test_wrong_hashes_are_our_own_mistake() -> None:
     """As many as pages, each of 32 bytes."""
     with pytest.raises(AssertionError):

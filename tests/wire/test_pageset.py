@@ -17,12 +17,14 @@ from basenet.units import ZERO_HASH, Lineage, Seq, ShardId, StateRoot, part_grou
 from basenet.wire.frame import Frame, encode_head
 from basenet.wire.merkle import StateTree, group_hash, leaf_hashes, normalised_first_page
 from basenet.wire.pageset import (
+    Extent,
     IndexRow,
     PageSet,
     Part,
     block_bytes_max,
     check_groups,
     decode_block,
+    decode_extents,
     decode_index,
     decode_manifest,
     decode_pageset,
@@ -176,7 +178,8 @@ INDEX_LEN, HOT, PARTS = 106, 142, 178
         (40, b"x", "is not supported"),
         (104, b"\0", "codec 0"),
         (104, b"\2", "codec 2"),
-        (105, b"\2", "flags 2"),
+        (105, b"\3", "flags 3"),
+        (105, b"\2", "index of 72 bytes for 2 groups"),
         (105, b"\x80", "flags 128"),
         (105, b"\1", "bytes expected, 0 left"),
         (INDEX_LEN, b"\xff\xff\xff\xff", "index of 4294967295 bytes for 2 groups"),
@@ -435,3 +438,111 @@ def test_an_object_without_epoch_is_no_manifest(signer: Signer) -> None:
     segment = decode_segment(data, trusted={signer.public})
     with pytest.raises(PageSetCorrupt, match="no manifest"):
         decode_manifest(segment, "object x")
+
+
+class Patched:
+    """The blocks of a snapshot in parts of another cut, with blocks of no use between them."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.rows = snapshot.rows
+        sizes = [row.stored_size for row in self.rows]
+        self.extents = [
+            Extent(first_group=0, groups=1, part=1, offset=5),
+            Extent(first_group=1, groups=2, part=0, offset=0),
+            Extent(first_group=3, groups=1, part=1, offset=sizes[0] + 9),
+        ]
+        self.snapshot = snapshot
+        self.lengths = [sum(sizes[1:3]) + 1, sizes[0] + 9 + sizes[3]]
+
+    def index(self, extents: list[Extent] | None = None) -> bytes:
+        return encode_index(self.rows, self.extents if extents is None else extents)
+
+    def pages(self, index: bytes, **fields: Any) -> PageSet:
+        parts = tuple(
+            Part(first_group=0, stored_len=length, node_hash=ZERO_HASH, name=bytes([number]) * 32)
+            for number, length in enumerate(self.lengths)
+        )
+        return replace(
+            self.snapshot.pages,
+            **{
+                "index_len": len(index),
+                "index_hash": sha256(index).digest(),
+                "parts": parts,
+                "is_patched": True,
+                **fields,
+            },
+        )
+
+    def decode(self, extents: list[Extent] | None = None) -> list[Extent]:
+        index = self.index(extents)
+        pages = decode_pageset(encode_pageset(self.pages(index))[1:])
+        rows = decode_index(index, pages, "index")
+        check_groups(rows, pages, "index")
+        return decode_extents(index, rows, pages, "index")
+
+
+@pytest.fixture(scope="session")
+def patched() -> Patched:
+    return Patched(Snapshot(64))
+
+
+def test_a_patched_set_comes_back(patched: Patched) -> None:
+    """Record, rows and extents."""
+    index = patched.index()
+    pages = patched.pages(index)
+    assert decode_pageset(encode_pageset(pages)[1:]) == pages
+    assert patched.decode() == patched.extents
+
+
+@pytest.mark.parametrize(
+    ("place", "fields"),
+    [
+        (0, {"first_group": 1}),
+        (0, {"groups": 0}),
+        (0, {"groups": 2}),
+        (2, {"groups": 2}),
+        (0, {"part": 2}),
+        (1, {"offset": 2}),
+        (2, {"offset": 5}),
+        (2, {"offset": 2**32 - 1}),
+        (1, {"part": 1}),
+    ],
+)
+def test_extents_that_do_not_tile_or_do_not_fit_are_refused(
+    patched: Patched, place: int, fields: dict[str, int]
+) -> None:
+    """Each of them would read beyond its part, twice, or not at all."""
+    extents = list(patched.extents)
+    extents[place] = replace(extents[place], **fields)
+    with pytest.raises(PageSetCorrupt, match=r"in no place|do not fit|it places"):
+        patched.decode(extents)
+
+
+def test_extents_that_are_too_few_or_too_many_are_refused(patched: Patched) -> None:
+    """By the manifest already, as far as it can tell."""
+    with pytest.raises(PageSetCorrupt, match="for 4 groups"):
+        patched.decode(patched.extents[:1])
+    with pytest.raises(PageSetCorrupt, match="it places 3"):
+        patched.decode(patched.extents[:2])
+    with pytest.raises(PageSetCorrupt, match="for 4 groups"):
+        patched.decode(patched.extents * 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"name": b""}, "has no name"),
+        ({"first_group": 1}, "or more than that"),
+        ({"node_hash": b"h" * 32}, "or more than that"),
+        ({"stored_len": 0}, "has 0 bytes"),
+        ({"stored_len": 2**32 - 1}, "has 4294967295 bytes"),
+    ],
+)
+def test_parts_of_a_patched_set_have_a_name_and_a_size(
+    patched: Patched, fields: dict[str, Any], problem: str
+) -> None:
+    """And nothing else, since extents say the rest."""
+    pages = patched.pages(patched.index())
+    parts = (replace(pages.parts[0], **fields), pages.parts[1])
+    with pytest.raises(PageSetCorrupt, match=problem):
+        decode_pageset(encode_pageset(replace(pages, parts=parts))[1:])

@@ -136,6 +136,7 @@ def test_a_log_object_comes_back(objects: Objects) -> None:
         role=Role.LOG,
         service_hash=sha256(b"shop").digest(),
     )
+    assert segment.certificates == [segment.records[3]]
     assert isinstance(segment.records[3], Certificate)
     assert segment.records[4] == TreeRecord(groups=((0, b"g" * 32), (9, b"h" * 32)))
 

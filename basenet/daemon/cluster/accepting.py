@@ -15,10 +15,10 @@ that. It is marked *was final*. Where the very frame of the parent is not held (
 a log that begins above it) nobody can tell here where the two part: then all frames that are held
 are kept, behind the lowest of them, and a copy of the database beside it.
 
-The bundle is durable before the record of the birth changes, so a crash makes at most another one.
+The bundle is durable before the record of the birth changes, and named by what is in it: a crash in
+between repeats it, and finds it there.
 """
 
-import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -30,8 +30,8 @@ from basenet.daemon.cluster.branch import Branch
 from basenet.daemon.cluster.file import ReplicaFile, decode_intent
 from basenet.daemon.cluster.forcing import climb
 from basenet.daemon.cluster.frames import Frames
-from basenet.daemon.cluster.orphaning import note_bundle, seal_unproposed
-from basenet.daemon.cluster.orphans import FOLDER, BundleFacts, Reason, write_bundle
+from basenet.daemon.cluster.orphaning import note_bundle, seal_unproposed, write_once
+from basenet.daemon.cluster.orphans import FOLDER, BundleFacts, Reason
 from basenet.daemon.cluster.placing import capture_all
 from basenet.daemon.node import Node
 from basenet.engine.birth_events import KeepOrphans
@@ -40,7 +40,7 @@ from basenet.errors import ConflictError, UnavailableError
 from basenet.journal.journal import Journal
 from basenet.journal.records import ReplicaRecord
 from basenet.sqlite.captured import Captured, Cursor
-from basenet.units import MIB, LocalNumber, PublicKeyBytes, Seq, ShardId, TimestampNs
+from basenet.units import MIB, LocalNumber, PublicKeyBytes, Seq, ShardId
 from basenet.wire.frame import Frame, Head, Kind, decode_frame, encode_frame
 from basenet.wire.merkle import StateTree
 from basenet.wire.payload import decode_commit_summary
@@ -119,6 +119,8 @@ class Leaver:
             kept = heads.pop(0)
             if file is not None:
                 await file.keep_aside(record.lineage)
+            if not heads and not items:
+                return None  # no frame is held that the copy does not tell of
         branch = await self._branch(record)
         get = frames.getter(self._node.journalist.journal)
         tip = heads[-1] if heads else kept
@@ -171,6 +173,7 @@ class Leaver:
         )
         own += waiting
         commits = own + of_others
+        end = unproposed[-1].head if unproposed else (*heads, kept)[len(heads) - 1]
         last = LocalNumber(record.local_last + waiting)
         facts = BundleFacts(
             shard=self._shard,
@@ -181,7 +184,7 @@ class Leaver:
             page_size=0,
             db_pages=0,
             reason=Reason.FORCED,
-            created_ns=TimestampNs(time.time_ns()),
+            created_ns=end.timestamp_ns,
             first_local=LocalNumber(max(1, last - own + 1)),
             last_local=LocalNumber(max(last, 0)),
             unproposed_seq=unproposed[0].head.seq if unproposed else Seq(0),
@@ -193,11 +196,12 @@ class Leaver:
             for frame in unproposed:
                 yield encode_frame(frame)
 
-        path = await trio.to_thread.run_sync(
-            lambda: write_bundle(
+        path, facts = await trio.to_thread.run_sync(
+            lambda: write_once(
                 self._node.config.data_dir / FOLDER,
                 facts,
-                records(),
+                [*(head.hash for head in heads), *(frame.head.hash for frame in unproposed)],
+                records,
                 certificate=None,
                 signer=self._signer,
             ),

@@ -3,8 +3,8 @@
 Theory of operation
 ===================
 
-Only the writer archives, and only what is final and in its journal's log. Each time this node comes
-to write, a *stint* begins, and it ends when this node writes no more::
+Only what is final and in the journal's log is archived, and by the writer. Each time this node
+comes to write, a *stint* begins, and it ends when this node writes no more::
 
     lease of an earlier view: replaced at once                       (`archive.lease`)
     what lies above our watermark: compared with our frames, by seq  (`archive.takeover`)
@@ -18,6 +18,11 @@ alarm that must never come: nothing is overwritten, and this shard archives no m
 *The watermark.* What is archived goes into the journal, and to the peers (`ArchivedUpTo`), so that
 they need not keep it and the next writer goes on from there. In the Byzantine fault model a peer's
 word lets nobody drop anything.
+
+*The archivist.* A node of the role ``archive`` never writes and has a stint when something final
+lies unarchived and nobody says that it archives: at once where no voter ever did (they have no
+archive of their own), else after the time in which a lease would run out. It ends when a voter has
+archived more. Its lease is of no view, so that any writer that archives takes it back at once.
 
 Many shards that move at once look into the archive spread over a few seconds.
 """
@@ -33,8 +38,9 @@ import trio
 
 from basenet.archive.backlog import Backlog, Batch
 from basenet.archive.baseline import read_baseline
+from basenet.archive.compact import Compactor
 from basenet.archive.fetch import Fetcher
-from basenet.archive.lease import Holder, Lease, LeaseHeld
+from basenet.archive.lease import LEASE_TTL_SECONDS, Holder, Lease, LeaseHeld
 from basenet.archive.names import ShardNames
 from basenet.archive.port import Store, StoreConflict
 from basenet.archive.probe import probe
@@ -45,6 +51,7 @@ from basenet.archive.snapshot import Snapshots
 from basenet.archive.takeover import Own, Reached, find_reached
 from basenet.archive.tip import TipWriter
 from basenet.archive.uploader import WAITING_BYTES_MAX, ArchiveFacts, Uploader, UploadSettings
+from basenet.config.model import NodeRole
 from basenet.daemon.archiving import JournalSource
 from basenet.daemon.cluster.ports import Peers
 from basenet.daemon.cluster.proving import KeptConfig, genesis_seq, prove, read_configs
@@ -75,6 +82,10 @@ _RETRY_S: Final = 1.0
 _RETRY_S_MAX: Final = 10.0
 _FINAL_S: Final = 10.0
 _CLOSE_S: Final = 3.0
+_SILENT_S: Final = float(LEASE_TTL_SECONDS)
+"""An archivist waits this long for a voter that archived before."""
+_UNTOLD_S: Final = 3.0
+"""And this long where none ever did."""
 _MANY_SHARDS: Final = 50
 _SPREAD_S: Final = 5.0
 
@@ -151,6 +162,7 @@ class ClusterArchiver:
         is_voter = peer.key in {voter.key for voter in config.voters}
         if is_voter and config.fault_model is FaultModel.CRASH:
             self.told_seq = Seq(max(self.told_seq, seq))
+            self._shard.progress.wake()
 
     def on_connected(self, peer: Hello) -> None:
         """Tell a peer what is archived, if this node writes."""
@@ -170,16 +182,15 @@ class ClusterArchiver:
     # The life.
 
     async def run(self) -> None:
-        """Archive whenever this node writes, for ever."""
+        """Archive whenever this node writes, or as the archivist is needed, for ever."""
         if self._node.store is None:
             await trio.sleep_forever()
         retry_s = _RETRY_S
         while True:
-            while not self._writes():
-                await self._shard.progress.moved()
+            await self._called()
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._end_with_writing, nursery.cancel_scope)
+                    nursery.start_soon(self._end_when_relieved, nursery.cancel_scope)
                     await self._stint(self._node.store)
             except* BasenetError as group:
                 error = only_error(group)
@@ -189,6 +200,34 @@ class ClusterArchiver:
             finally:
                 self.uploader = self.upkeep = self._collected = None
 
+    @property
+    def _is_archivist(self) -> bool:
+        return self._node.config.cluster.node_role is NodeRole.ARCHIVE
+
+    async def _called(self) -> None:
+        """Return when it is for this node to archive."""
+        progress = self._shard.progress
+        while not self._is_archivist:
+            if self._writes():
+                return
+            await progress.moved()
+        while True:
+            while not self._is_unarchived():
+                await progress.moved()
+            told = self.told_seq
+            with trio.move_on_after(_SILENT_S if told else _UNTOLD_S) as patience:
+                while self.told_seq == told and self._is_unarchived():
+                    await progress.moved()
+            if patience.cancelled_caught:
+                return
+
+    def _is_unarchived(self) -> bool:
+        """Whether something is final here that nobody said to be archived."""
+        term, progress = self._shard.term, self._shard.progress
+        if term is None or not term.is_at_work:
+            return False
+        return term.settler.settled[0] > max(self.told_seq, progress.archived_seq)
+
     def _writes(self) -> bool:
         term = self._shard.term
         if term is None or not term.is_at_work:
@@ -196,11 +235,18 @@ class ClusterArchiver:
         replica, now = term.driver.replica, instant()
         return replica.is_leader and replica.writable_until(now) > now
 
-    async def _end_with_writing(self, scope: trio.CancelScope) -> None:
-        """End the stint when this node does not lead any more, or its term is another."""
-        term = self._shard.term
-        while term is not None and term is self._shard.term and term.is_at_work and term.leads:
-            await self._shard.progress.moved()
+    async def _end_when_relieved(self, scope: trio.CancelScope) -> None:
+        """End the stint when this node does not lead any more, or its term is another.
+
+        The archivist's ends when somebody else archives.
+        """
+        term, progress = self._shard.term, self._shard.progress
+        while term is not None and term is self._shard.term and term.is_at_work:
+            if not (term.leads or self._is_archivist):
+                break
+            if self._is_archivist and self.told_seq > progress.archived_seq:
+                break
+            await progress.moved()
         scope.cancel()
 
     async def _fail(self, error: BasenetError) -> None:
@@ -239,8 +285,19 @@ class ClusterArchiver:
         trusted = self._node.trusted | _keys_of(configs)
         first = await self._ship_configs(store, seal, lease, reached, configs)
         await self._measure(store, record, trusted, is_gap=first > reached.archived_seq + 1)
-        uploader = await self._make_uploader(store, seal, lease, Seq(first - 1), trusted)
-        upkeep = self._make_upkeep(store, seal, lease, uploader, trusted)
+        compactor = Compactor(
+            store=store,
+            seal=seal,
+            lease=lease,
+            source=JournalSource(self._node, shard),
+            trusted=trusted,
+            after=lambda: self.history.base_seq,
+            prove=self._prove,
+        )
+        uploader = await self._make_uploader(
+            store, seal, lease, Seq(first - 1), trusted, compactor=compactor
+        )
+        upkeep = self._make_upkeep(store, seal, lease, uploader, trusted, compactor=compactor)
         presence = Presence(
             store=store,
             names=self._names,
@@ -270,9 +327,9 @@ class ClusterArchiver:
                 key=author.signer.public,
                 journal_id=author.journal_id,
                 lineage=record.lineage,
-                epoch=ballot.epoch,
-                view=ballot.view,
-                is_established=True,
+                epoch=0 if self._is_archivist else ballot.epoch,
+                view=0 if self._is_archivist else ballot.view,
+                is_established=not self._is_archivist,
             ),
         )
 
@@ -374,6 +431,8 @@ class ClusterArchiver:
         lease: Lease,
         archived_seq: Seq,
         trusted: frozenset[PublicKeyBytes],
+        *,
+        compactor: Compactor,
     ) -> Uploader:
         config, shard = self._node.config, self._shard.shard
         collected: list[SettledFrame] = []
@@ -409,6 +468,7 @@ class ClusterArchiver:
                 retry_deadline_seconds=config.retry_deadline_seconds,
             ),
             prove=self._prove,
+            on_stored=compactor.on_stored,
         )
         self._tip_seq = backlog.tip_seq
         self.uploader, self._collected = uploader, None
@@ -439,6 +499,8 @@ class ClusterArchiver:
         lease: Lease,
         uploader: Uploader,
         trusted: frozenset[PublicKeyBytes],
+        *,
+        compactor: Compactor,
     ) -> Upkeep:
         config = self._node.config
         publisher = Publisher(
@@ -455,7 +517,9 @@ class ClusterArchiver:
                 lineage=seal.lineage,
                 trusted=trusted,
                 retention_seconds=config.retention_seconds,
+                list_merged_ns=compactor.list_ages_ns,
             ),
+            compactor=compactor,
             history=self.history,
             is_archive_there=lambda: uploader.facts().last_error is None,
         )

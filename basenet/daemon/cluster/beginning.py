@@ -25,6 +25,7 @@ from basenet.daemon.cluster.file import ReplicaFile
 from basenet.daemon.cluster.forcing import Forcing
 from basenet.daemon.cluster.transfer import FetchedState
 from basenet.daemon.journalist import Journalist
+from basenet.daemon.tracefile import TraceFile
 from basenet.engine.adoption import NOWHERE, adopt
 from basenet.engine.birth_events import Born
 from basenet.engine.birth_record import FileFate
@@ -50,13 +51,17 @@ class KnownState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
-    """Who begins what; ``path``: of the database, ``limiter``: of threads that compute."""
+    """Who begins what; ``path``: of the database, ``limiter``: of threads that compute.
+
+    ``traces``: where it is told that a lineage begins.
+    """
 
     shard: ShardId
     path: str
     me: Member
     journalist: Journalist
     limiter: trio.CapacityLimiter
+    traces: TraceFile | None = None
 
     async def load(self, born: Born) -> ReplicaRecord | None:
         """Return what the journal has of the lineage that is known; None: nothing yet."""
@@ -159,6 +164,9 @@ class Beginning:
                 local_last=left.local_last if left is not None else LocalNumber(0),
             )
 
+        if self.traces is not None:
+            # Before it is durable: a birth that a crash cut off is told twice, never not at all.
+            self.traces.begin(self.shard, genesis.config, genesis.head)
         await self.journalist.perform(write)
 
     async def _begin_fetched(self, born: Born, state: FetchedState) -> None:

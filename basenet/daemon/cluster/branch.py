@@ -14,17 +14,19 @@ final state and comes up again along that branch. What a frame changes (its page
 leaf hashes, 36 bytes a page) is remembered until the frame is final, so that coming up again, and
 taking it to the final tree, hashes nothing twice.
 
-All of it is CPU work in a thread; `Branch.lock` is held meanwhile, by whoever works on the trees.
+It is CPU work: in a thread, except where that takes longer than the work (`is_at`, `is_next` and
+`is_remembered` tell). `Branch.lock` is held meanwhile, by whoever works on the trees.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
 from basenet.errors import ChainBroken, CorruptionError, FrameCorrupt
 from basenet.sqlite.captured import Captured
-from basenet.units import ZERO_HASH, FrameHash, Seq, StateRoot
+from basenet.units import KIB, ZERO_HASH, FrameHash, Seq, StateRoot
 from basenet.wire.chain import CommitRules
 from basenet.wire.frame import Frame, Head, Kind
 from basenet.wire.merkle import StateTree, group_count, leaf_hash
@@ -43,6 +45,13 @@ class Change:
     pgnos: Sequence[int]
     hashes: Sequence[bytes]
     is_whole: bool = True
+
+
+# A thread and back take longer than what is this small; how much is packed into so few bytes of
+# payload is not told by a head, but it is rarely ten times as much.
+_SMALL_BYTES: Final = 32 * KIB
+_SMALL_HEADS: Final = 8
+_SMALL_PAGES: Final = 64
 
 
 class BranchLost(Exception):  # noqa: N818  (no error: it happens to who is slower than others)
@@ -66,6 +75,28 @@ class Branch:
         # The pieces of a run that the tip has seen so far, and the rules between frames there.
         self._run = _Run()
         self._rules = CommitRules(tree.page_size, tree.db_pages)
+
+    # What is little work.
+
+    def is_at(self, place: FrameHash, taken: int) -> bool:
+        """Return whether the tip is ``taken`` changes behind the frame ``place`` already."""
+        return self.tip_hash == place and self.taken == taken
+
+    def is_next(self, heads: Sequence[Head]) -> bool:
+        """Return whether judging ``heads`` is little work: few pages, right behind the tip."""
+        size = sum(head.payload_len for head in heads)
+        is_little = size <= _SMALL_BYTES and len(heads) <= _SMALL_HEADS
+        return is_little and self.is_at(heads[0].prev_hash, 0)
+
+    def is_remembered(self, heads: Sequence[Head]) -> bool:
+        """Return whether settling ``heads`` is little work: few pages, hashed already."""
+        pages = 0
+        for head in heads:
+            _, change = self._changes.get(head.hash, (0, None))
+            if change is None or not change.is_whole:
+                return False
+            pages += len(change.pgnos)
+        return pages <= _SMALL_PAGES
 
     # Own commits: framed first, sealed later.
 

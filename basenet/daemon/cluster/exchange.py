@@ -98,7 +98,10 @@ class StateExchange:
 
     def _final_state(self) -> FinalState | None:
         term, head = self._term(), self._head
-        if term is None or head is None or term.branch.lock.statistics().locked:
+        # A term that has just begun has no branch yet.
+        if term is None or not term.is_at_work or head is None:
+            return None
+        if term.branch.lock.statistics().locked:
             return None
         if term.branch.final_place[1] != head.hash:
             return None
@@ -115,6 +118,7 @@ class StateExchange:
         return glance(file.database, pgnos)
 
     def _on_fault(self, peer: PublicKeyBytes, error: PeerError) -> None:
+        self._cluster.tally.wrong += 1
         self._log.warning("peer_wrong", peer=peer.hex(), error=str(error))
 
     # What this node asks.

@@ -8,6 +8,7 @@ import trio
 from basenet import __version__
 from basenet.config.model import NodeRole
 from basenet.control.members import MembersCommand
+from basenet.control.reset import ResetCommand
 from basenet.control.surface import (
     READY_STATES,
     FenceState,
@@ -24,26 +25,29 @@ from basenet.control.surface import (
     ShardStatus,
     WaitResult,
 )
-from basenet.daemon.cluster.node import ClusterNode
 from basenet.daemon.cluster.roles import role_of
-from basenet.daemon.cluster.shard import ClusterShard
+from basenet.daemon.cluster.shard import ClusterRoom, ClusterShard
 from basenet.daemon.framer import instant
 from basenet.daemon.node import Node
 from basenet.engine.placement import Membership, Peer
 from basenet.engine.replica import Replica
 from basenet.errors import NotFoundError, UnavailableError, UsageError
 from basenet.keys.trust import format_public
-from basenet.units import Seq, ShardId
+from basenet.units import Lineage, PublicKeyBytes, Seq, ShardId
 
 
 class ClusterFacts:
     """A cluster node's facts; satisfies `Surface`."""
 
     def __init__(
-        self, node: Node, cluster: ClusterNode, shards: Mapping[ShardId, ClusterShard]
+        self,
+        node: Node,
+        room: ClusterRoom,
+        shards: Mapping[ShardId, ClusterShard],
     ) -> None:
         self._node = node
-        self._cluster = cluster
+        self._room = room
+        self._cluster = room.cluster
         self._shards = shards
         self._started_ns = time.time_ns()
         self.is_stopping = False
@@ -95,6 +99,7 @@ class ClusterFacts:
                     if peer.key in connected
                     else NodeRole.VALIDATOR
                 ).value,
+                endpoint=self._cluster.find_http(peer.key),
                 address=addresses.get(peer.key),
                 key=peer.key.hex(),
                 is_connected=peer == me or peer.key in connected,
@@ -130,6 +135,9 @@ class ClusterFacts:
             ) from error
 
     def _status(self, shard: ClusterShard) -> ShardStatus:
+        return self._node.proofs.add_to(self._describe(shard))
+
+    def _describe(self, shard: ClusterShard) -> ShardStatus:
         term, record = shard.term, shard.record
         if term is None or not term.is_at_work or record is None:
             return ShardStatus(
@@ -168,7 +176,7 @@ class ClusterFacts:
             path=str(shard.path),
             state=shard.state,
             lineage=record.lineage.hex(),
-            generation=shard.generation,
+            generation=shard.generations.present,
             epoch=ballot.epoch,
             view=ballot.view,
             captured_local=writer.local_last if writer is not None else term.local_last,
@@ -184,8 +192,9 @@ class ClusterFacts:
             last_captured_ns=tip.timestamp_ns,
             role=role,
             writer=names.get(replica.leader),
+            writer_endpoint=self._find_writer(replica.leader, role),
             writable_until_ns=time.time_ns() + (until - now) if until > now else None,
-            members=self._shard_members(replica),
+            members=self._shard_members(shard.shard, record.lineage, replica),
             applied_seq=term.settler.applied_seq,
             unfinal_commits=unfinal.commits,
             unfinal_bytes=unfinal.bytes,
@@ -197,6 +206,12 @@ class ClusterFacts:
             error=term.repair.problem or shard.error,
         )
 
+    def _find_writer(self, leader: PublicKeyBytes, role: ShardRole) -> str | None:
+        """Return the HTTP address of who leads; of this node only while it may write."""
+        if leader == self._cluster.me.key and role is not ShardRole.WRITER:
+            return None
+        return self._cluster.find_http(leader)
+
     def _archive_sentence(self, shard: ClusterShard) -> str:
         """Return how archiving goes: by this node if it writes, or by the one that does."""
         if self._node.store is None:
@@ -204,10 +219,13 @@ class ClusterFacts:
         facts = shard.archiver.facts()
         return shard.archiver.error or (facts.last_error if facts is not None else None) or "ok"
 
-    def _shard_members(self, replica: Replica) -> tuple[ShardMember, ...]:
+    def _shard_members(
+        self, shard: ShardId, lineage: Lineage, replica: Replica
+    ) -> tuple[ShardMember, ...]:
         """Return the voters in their order, then who else is there."""
         connected, me = self._cluster.connected, self._cluster.me
-        heights = {**replica.learners, me.key: replica.final.height}
+        told = self._cluster.heights.find(shard, lineage)
+        heights = {**replica.learners, **told, me.key: replica.final.height}
         voters = replica.ballot.config.voters
         members = [
             ShardMember(
@@ -236,14 +254,21 @@ class ClusterFacts:
 
     def metrics(self) -> NodeMetrics:
         """Return what a scrape shows now."""
-        tally = self._cluster.tally
         shards = [
             ShardMetrics(
                 status=self._status(shard),
                 frames_submitted=shard.submitted,
                 frames_finalized=shard.finalized,
-                frames_invalid=tally.invalid,
-                apply_errors=shard.failures,
+                frames_ingested=shard.intake.ingested,
+                frames_duplicate=shard.intake.duplicate,
+                frames_invalid=shard.intake.invalid,
+                frames_rejected_shard_mismatch=shard.intake.shard_mismatch,
+                frames_rejected_seq_gap=shard.intake.seq_gap,
+                signatures_invalid=shard.intake.forged,
+                apply_errors=shard.intake.unapplied,
+                write_leases_lost=self._room.gates.leases_lost[shard.shard],
+                proof_failures=self._node.proofs.failures.get(shard.shard, 0),
+                proof_seconds=self._node.proofs.of(shard.shard).seconds or None,
             )
             for _, shard in sorted(self._shards.items())
         ]
@@ -256,6 +281,10 @@ class ClusterFacts:
             journal_bytes=self._node.journalist.journal.count_bytes(),
             ready=not self._reasons([one.status for one in shards]),
             lock_held={},
+            fence_wait=self._room.guard.fence_wait.get_sample(),
+            loop_stall=self._cluster.loop_stall.get_sample(),
+            journal_rollbacks=self._cluster.tally.rollbacks,
+            network_dropped=self._cluster.tally.by_loss(),
         )
 
     async def check_health(self) -> None:
@@ -264,26 +293,35 @@ class ClusterFacts:
 
     # Waits and commands.
 
-    async def wait(self, shard: str, seq: Seq | None, level: Level, timeout_s: float) -> WaitResult:
+    async def wait(
+        self,
+        shard: str,
+        seq: Seq | None,
+        level: Level,
+        timeout_s: float,
+        generation: str | None = None,
+    ) -> WaitResult:
         """Return once the shard is archived, final or applied up to ``seq``; see `Surface`."""
         found = self._find(shard)
         if level is Level.ARCHIVED and self._node.store is None:
             raise UsageError(
                 "BASE_ARCHIVE is off, so nothing is archived: wait with --level final."
             )
-        # Who names a seq means the chain's, whichever node's commits it holds in the end.
-        generation = found.orphaned if seq is None else None
         target: Seq | None = seq
         with trio.move_on_after(timeout_s):
-            if target is None:
-                target = await found.capture_now()
-            goal = target
-            await found.progress.wait_until(
-                lambda: self._is_reached(found, goal, level, generation)
-            )
+            if seq is not None:
+                # Who names a seq means the chain's, whichever node's commits it holds in the end.
+                await found.generations.require(generation)
+                await found.progress.wait_until(lambda: self._is_reached(found, seq, level))
+            orphaned, is_reached = found.orphaned, seq is not None
+            while not is_reached:
+                target = goal = await found.capture_now(generation)
+                is_reached = await self._reach(found, goal, level, orphaned)
+            assert target is not None, "reached, and not known what"
             return WaitResult(
                 shard=found.shard,
-                seq=goal,
+                seq=target,
+                generation=found.generations.present,
                 lineage=found.lineage.hex() if found.lineage else "",
                 level=level,
                 archived_seq=found.progress.archived_seq,
@@ -304,14 +342,28 @@ class ClusterFacts:
             return shard.term.settler.applied_seq if shard.term is not None else Seq(0)
         return progress.final_seq
 
-    def _is_reached(
-        self, shard: ClusterShard, target: Seq, level: Level, generation: int | None
-    ) -> bool:
-        if generation not in (None, shard.orphaned) and target > shard.kept_seq:
-            raise Orphaned(
-                f"commits of shard {shard.shard} above seq {shard.kept_seq} lost against another "
-                "node's: `basenet orphans list` shows them."
-            )
+    async def _reach(self, shard: ClusterShard, target: Seq, level: Level, orphaned: int) -> bool:
+        """Return True once ``target`` is reached; False if what was captured got another seq.
+
+        ``orphaned``: how many bundles there were when what is waited for was captured.
+        """
+        term, is_reached = shard.term, False
+
+        def look() -> bool:
+            nonlocal is_reached
+            if shard.orphaned != orphaned and target > shard.kept_seq:
+                raise Orphaned(
+                    f"commits of shard {shard.shard} above seq {shard.kept_seq} lost against "
+                    "another node's: `basenet orphans list` shows them."
+                )
+            is_reached = self._is_reached(shard, target, level)
+            # What was sealed and not yet durable when a term failed is sealed anew.
+            return is_reached or shard.term is not term
+
+        await shard.progress.wait_until(look)
+        return is_reached
+
+    def _is_reached(self, shard: ClusterShard, target: Seq, level: Level) -> bool:
         if self._reached(shard, level) >= target:
             return True
         if self.is_stopping:
@@ -323,3 +375,7 @@ class ClusterFacts:
     async def command(self, shard: str, command: MembersCommand) -> str:
         """Do what the operator asks of a shard's members; return what was begun."""
         return await self._find(shard).command(command)
+
+    async def reset(self, shard: str, command: ResetCommand) -> str:
+        """Let a shard's file or its chain count, as the operator says; return what was done."""
+        return await self._find(shard).resetter.perform(command)

@@ -24,9 +24,9 @@ Nothing is written once the path leads to another file than ours.
 
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import trio
 
@@ -38,14 +38,14 @@ from basenet.daemon.cluster.mending import (
     Target,
 )
 from basenet.engine.events import Instant
-from basenet.errors import ConflictError, CorruptionError, UnavailableError
+from basenet.errors import BasenetError, ConflictError, CorruptionError, UnavailableError
 from basenet.guardian.header import repair_header
 from basenet.sqlite import locks
 from basenet.sqlite.apply import Applier, Found, LogState
 from basenet.sqlite.attach import Database, attach
 from basenet.sqlite.captured import Captured, Cursor
 from basenet.sqlite.checkpoint import DatabaseReplaced
-from basenet.sqlite.contents import Schema, has_rows, keep_copy
+from basenet.sqlite.contents import Schema, has_rows, is_blank, keep_copy, page_count
 from basenet.sqlite.create import create
 from basenet.sqlite.inject import ForeignCommit, Position, Prepared
 from basenet.sqlite.pages import PageView
@@ -127,6 +127,14 @@ class FenceKeeper(Protocol):
         ...
 
 
+class _Misfit(NamedTuple):
+    """Why a file must be made anew, and what its name ends with when it is moved aside."""
+
+    suffix: str
+    why: str
+    error: type[BasenetError]
+
+
 class ReplicaFile:
     """One database file; made by the constructor, opened by `open`, let go by `close`."""
 
@@ -138,11 +146,14 @@ class ReplicaFile:
         guard: FenceKeeper | None,
         limiter: trio.CapacityLimiter,
         spool_folder: Path | None = None,
+        on_unapplied: Callable[[], None] = lambda: None,
     ) -> None:
         """``guard``: None: the caller sees to it that nobody else writes.
 
         ``spool_folder``: where the pages of a large mending wait; None: beside the database.
+        ``on_unapplied`` is told of each batch that could not be prepared or injected.
         """
+        self._on_unapplied = on_unapplied
         self.shard = shard
         self.path = path
         self._guard = guard
@@ -154,6 +165,8 @@ class ReplicaFile:
         self._act = trio.Lock()
         # A batch whose intent may be journalled, and which was not injected yet.
         self._pending: Prepared | None = None
+        self.is_adopted = False
+        """Whether what it holds beyond its place counts, though the log begins anew there."""
 
     @property
     def database(self) -> Database:
@@ -326,31 +339,43 @@ class ReplicaFile:
         whole = [tuple(change) for change in changes]
         if not any(len(piece.pgnos) for change in whole for piece in change):
             return None
-        async with self._act:
-            self._require_fence()
-            self._require_page_size(whole)
-            self._pending = await self._run(lambda: self._injecting.prepare(whole))
-            return self._pending
+        with self._counted():
+            async with self._act:
+                self._require_fence()
+                self._require_page_size(whole)
+                self._pending = await self._run(lambda: self._injecting.prepare(whole))
+                return self._pending
 
-    async def inject(self, prepared: Prepared) -> None:
-        """Write the batch, durably: one commit to whoever reads.
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
+        except BasenetError:
+            self._on_unapplied()
+            raise
+
+    async def inject(self, prepared: Prepared, *, is_relieved: bool = False) -> None:
+        """Write the batch, durably: one commit to whoever reads; ``is_relieved``: then `relieve`.
 
         Raises `UnavailableError` (no fence, disk full), `ForeignCommit` and `DatabaseReplaced`;
         nothing is visible then.
         """
-        async with self._act:
-            await self._inject(prepared)
+        with self._counted():
+            async with self._act:
+                await self._inject(prepared, is_relieved=is_relieved)
 
-    async def _inject(self, prepared: Prepared) -> None:
+    async def _inject(self, prepared: Prepared, *, is_relieved: bool = False) -> None:
         self._require_fence()
         self._pending = None
-        await self._run(lambda: self._write(prepared))
+        await self._run(lambda: self._write(prepared, is_relieved=is_relieved))
 
-    def _write(self, prepared: Prepared) -> None:
+    def _write(self, prepared: Prepared, *, is_relieved: bool) -> None:
         foreign = self.database.why_foreign()
         if foreign is not None:
             raise DatabaseReplaced(foreign)
         self._injecting.apply(prepared)
+        if is_relieved:
+            self._injecting.relieve()
 
     async def tell(self, before: Position, after: Position) -> Found:
         """Return whether the log ends before or after a batch, or elsewhere."""
@@ -376,8 +401,8 @@ class ReplicaFile:
         """Bring the file to ``target`` in one transaction.
 
         ``on_ready`` is awaited once all pages are there, to journal the intent; it is not called
-        when nothing differs. A file with another page size is moved aside and made anew, which
-        needs that no application has it open.
+        when nothing differs. A file with another page size, or with pages where ``target`` has
+        none, is moved aside and made anew, which needs that no application has it open.
 
         Raises `UnavailableError` (no fence; pages that nobody has; disk full), `ConflictError` (the
         page size, `ForeignCommit`, `DatabaseReplaced`), `CorruptionError`.
@@ -386,8 +411,8 @@ class ReplicaFile:
             self._require_fence()
             self._pending = None
             aside = None
-            if target.db_pages and target.page_size != self.database.page_size:
-                aside = await self._begin_anew(target.page_size)
+            if misfit := await self._run(lambda: self._find_misfit(target)):
+                aside = await self._begin_anew(target.page_size, misfit)
             if not target.db_pages:
                 return await self._mended(None, is_schema_undone=False, aside=aside)
             before = await self._run(self._read_schema)
@@ -432,33 +457,52 @@ class ReplicaFile:
             set_aside=aside,
         )
 
-    async def _begin_anew(self, page_size: int) -> Path:
+    def _find_misfit(self, target: Target) -> _Misfit | None:
+        """Return why no transaction leads to ``target``; None if one does."""
+        database = self.database
+        if not target.db_pages:
+            # One page is what a database without a table has.
+            if page_count(database) <= 1:
+                return None
+            # As soon as any page is final, a transaction leads there: worth another look soon.
+            return _Misfit("never-final", "holds what never became final", UnavailableError)
+        size = database.page_size
+        if target.page_size == size:
+            return None
+        return _Misfit(
+            f"page-size-{size}",
+            f"has pages of {size} bytes where the shard has {target.page_size}, and a file cannot "
+            "change that while it is open",
+            ConflictError,
+        )
+
+    async def _begin_anew(self, page_size: int, misfit: _Misfit) -> Path:
         """Move the file aside and make an empty one with ``page_size``; return the new name."""
-        aside = await self._run(lambda: self._check_movable(page_size))
+        aside = await self._run(lambda: self._check_movable(misfit))
+        on_replaced = self._fence.on_replaced if self._fence is not None else None
         self._let_go()
         await self._run(lambda: self._move_to(aside))
         await self._open(page_size)
+        if self._fence is not None:
+            self._fence.on_replaced = on_replaced
         if (await self._run(self._injecting.position)).frame_max:
-            raise ForeignCommit(
-                f"{self.path} was written to while it was made anew with another page size"
-            )
+            raise ForeignCommit(f"{self.path} was written to while it was made anew")
         return aside
 
-    def _check_movable(self, page_size: int) -> Path:
+    def _check_movable(self, misfit: _Misfit) -> Path:
         """Return to where the file goes; raise where it cannot be moved."""
         database = self.database
         if database.others_connected():
-            raise ConflictError(
-                f"{self.path} has pages of {database.page_size} bytes where the shard has "
-                f"{page_size}, and a file cannot change that while it is open; stop the "
-                "application once, and start it again when this node has caught up"
+            raise misfit.error(
+                f"{self.path} {misfit.why}; stop the application once, and start it again when "
+                "this node has caught up"
             )
         foreign = database.why_foreign()
         if foreign is not None:
             raise DatabaseReplaced(foreign)
         if not database.checkpoint(database.connections[0]).is_complete:
             raise UnavailableError(f"the log of {self.path} cannot be copied into it; trying again")
-        name = f"{self._real_path.name}.page-size-{database.page_size}"
+        name = f"{self._real_path.name}.{misfit.suffix}"
         for number in range(1, _ASIDE_MAX + 1):
             aside = self._real_path.with_name(name if number == 1 else f"{name}-{number}")
             if not aside.exists():
@@ -496,6 +540,11 @@ class ReplicaFile:
             db_pages=found.db_pages,
             has_rows=has_rows(self.database),
         )
+
+    async def is_blank(self) -> bool:
+        """Return whether nobody has ever stored anything in the file; raises as `facts` does."""
+        async with self._act:
+            return await self._run(lambda: is_blank(self.database))
 
     async def leaves(self) -> bytearray:
         """Return the leaf hash of every page, 32 bytes each, as of now."""

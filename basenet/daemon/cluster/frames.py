@@ -7,10 +7,12 @@ from typing import Final
 from basenet.daemon.journalist import Journalist
 from basenet.errors import CorruptionError
 from basenet.journal.journal import Journal
-from basenet.units import MIB, FrameHash, ShardId
+from basenet.units import KIB, MIB, FrameHash, ShardId
 from basenet.wire.frame import Frame, Head, decode_frame, encode_frame
 
 _HELD_BYTES_MAX: Final = 16 * MIB
+_DECODED_BYTES_MAX: Final = 32 * KIB
+_DECODED_MAX: Final = 64
 
 
 class Frames:
@@ -21,6 +23,10 @@ class Frames:
         self._journalist = journalist
         self._held: OrderedDict[FrameHash, bytes] = OrderedDict()
         self._bytes = 0
+        # On their way into the journal: nobody else has them yet.
+        self._undurable: dict[FrameHash, bytes] = {}
+        # Small ones, decoded: each is asked for twice soon, to be judged and to be applied.
+        self._decoded: OrderedDict[FrameHash, Frame] = OrderedDict()
 
     def add(self, frame: Frame) -> bytes:
         """Hold ``frame`` for a while; return its encoding."""
@@ -41,23 +47,57 @@ class Frames:
             _, gone = self._held.popitem(last=False)
             self._bytes -= len(gone)
 
+    def hold(self, frame: Frame) -> None:
+        """Hold ``frame`` until `release`, since the journal has it only then."""
+        digest = frame.head.hash
+        self._undurable[digest] = self.add(frame)
+        if frame.head.payload_len <= _DECODED_BYTES_MAX:
+            self._decoded[digest] = frame
+            if len(self._decoded) > _DECODED_MAX:
+                self._decoded.popitem(last=False)
+
+    def release(self, digest: FrameHash) -> None:
+        """Hold a frame no longer than others: it is durable."""
+        self._undurable.pop(digest, None)
+
+    def holds(self, heads: Iterable[Head]) -> bool:
+        """Return whether all of ``heads`` are in memory."""
+        return all(head.hash in self._held or head.hash in self._undurable for head in heads)
+
     async def records(self, heads: Sequence[Head]) -> list[bytes]:
         """Return the encoded frames of ``heads``; raises `CorruptionError` if one is not held."""
-        missing = [head for head in heads if head.hash not in self._held]
-        if not missing:
-            return [self._held[head.hash] for head in heads]
-        found = {head.hash: self._held[head.hash] for head in heads if head.hash in self._held}
-        read = await self._journalist.read(lambda journal: self._read_all(journal, missing))
-        found.update(read)
+        found = self._recall(heads)
+        missing = [head for head in heads if head.hash not in found]
+        if missing:
+            found |= await self._journalist.read(lambda journal: self._read_all(journal, missing))
         return [found[head.hash] for head in heads]
+
+    def decode(self, head: Head, record: bytes) -> Frame:
+        """Return the frame of ``head``, whose encoding is ``record``."""
+        known = self._decoded.get(head.hash)
+        if known is not None:
+            return known
+        frame = decode_frame(record)
+        assert isinstance(frame, Frame), "a frame of version 1 among peers"
+        return frame
 
     def getter(self, journal: Journal, heads: Iterable[Head] = ()) -> "Getter":
         """Return a function for a thread that returns frames by hash; ``heads``: what it may ask.
 
         ``journal`` is read with its reading connection.
         """
-        held = {head.hash: self._held[head.hash] for head in heads if head.hash in self._held}
-        return Getter(self._shard, journal, held)
+        decoded = {
+            head.hash: self._decoded[head.hash] for head in heads if head.hash in self._decoded
+        }
+        return Getter(self._shard, journal, self._recall(heads), self._undurable, decoded)
+
+    def _recall(self, heads: Iterable[Head]) -> dict[FrameHash, bytes]:
+        found = {}
+        for head in heads:
+            record = self._held.get(head.hash) or self._undurable.get(head.hash)
+            if record is not None:
+                found[head.hash] = record
+        return found
 
     def _read_all(self, journal: Journal, heads: Sequence[Head]) -> dict[FrameHash, bytes]:
         return {head.hash: _read(journal, self._shard, head) for head in heads}
@@ -66,14 +106,27 @@ class Frames:
 class Getter:
     """Returns frames by hash, in a thread."""
 
-    def __init__(self, shard: ShardId, journal: Journal, held: dict[FrameHash, bytes]) -> None:
+    def __init__(
+        self,
+        shard: ShardId,
+        journal: Journal,
+        held: dict[FrameHash, bytes],
+        undurable: dict[FrameHash, bytes],
+        decoded: dict[FrameHash, Frame],
+    ) -> None:
         self._shard = shard
         self._journal = journal
         self._held = held
+        # It changes meanwhile: what leaves it is in the journal.
+        self._undurable = undurable
+        self._decoded = decoded
 
     def __call__(self, digest: FrameHash) -> Frame:
         """Return the frame; raises `CorruptionError` if it is not held."""
-        record = self._held.get(digest)
+        known = self._decoded.get(digest)
+        if known is not None:
+            return known
+        record = self._held.get(digest) or self._undurable.get(digest)
         if record is None:
             record = read_frame(self._journal, self._shard, digest)
         frame = decode_frame(record)

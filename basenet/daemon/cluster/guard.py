@@ -42,6 +42,7 @@ from typing import Final
 import structlog
 import trio
 
+from basenet.control.histogram import Histogram
 from basenet.engine.events import Instant
 from basenet.errors import BasenetError, ConflictError, UnavailableError, UsageError
 from basenet.guardian import protocol
@@ -83,6 +84,7 @@ class Fence:
         self._waiting = 0
         self._until: Instant | None = None
         self._failure: BasenetError | None = None
+        self._asked_s = trio.current_time()
         self._news = trio.Event()
 
     @property
@@ -117,6 +119,7 @@ class Fence:
         if self._is_held or self._is_asked or self._is_dropped or self._guard.is_gone:
             return
         self._is_asked = True
+        self._asked_s = trio.current_time()
         self._ticket = self._guard.next_ticket()
         self._guard.forget_lease(self._number)
         self._guard.send(protocol.Close(fence=self._number, ticket=self._ticket))
@@ -176,7 +179,8 @@ class Fence:
         """Take HELD."""
         if descriptors:
             self._descriptors = descriptors
-        if self._is_asked and ticket == self._ticket:
+        if self._is_asked and ticket == self._ticket and not self._is_held:
+            self._guard.fence_wait.observe(trio.current_time() - self._asked_s)
             self._is_held, self._until = True, None
             self._announce()
 
@@ -229,6 +233,8 @@ class Guard:
         connection.setblocking(False)
         self.is_gone = False
         self.on_gone: Callable[[], None] | None = None
+        self.fence_wait = Histogram()
+        """How long it took from asking for a fence to holding it, in seconds."""
         self._connection = connection
         self._fences: dict[int, Fence] = {}
         self._numbers = self._tickets = 0

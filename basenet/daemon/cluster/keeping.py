@@ -10,6 +10,9 @@ peers that were away. So it goes once nobody waits for it::
     without               this node's own file holds it
     always                the newest `kept_bytes` of a shard stay for peers that were away shortly
 
+While nothing is written to the journal there is nothing to look at; but what the archive has may be
+told a while after it was written.
+
 Whoever needs older ones is told that they are gone, and takes over a state (`cluster.adopting`).
 Above BASE_JOURNAL_MAX_BYTES, the branches counted, the oldest of the largest shard go whatever the
 archive has; it then has a gap, which a snapshot mends. What the file needs never goes.
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _LOOK_S: Final = 2.0
+_ACTIVE_S: Final = 60.0
 _TARGET_SHARE: Final = 0.9
 _SLACK: Final = 1.25
 """So much more than is kept may lie there, since to drop a little costs a transaction each time."""
@@ -45,9 +49,15 @@ class ClusterKeeper:
         self._kept = kept_bytes(node.config.journal_bytes_max)
 
     async def run(self) -> None:
-        """Look every two seconds, for ever."""
+        """Look every two seconds, while anything is written or was a minute ago, for ever."""
+        seen, written_s = -1, trio.current_time()
         while True:
             await trio.sleep(_LOOK_S)
+            now_s, count = trio.current_time(), self._node.journalist.journal.jcount
+            if count != seen:
+                seen, written_s = count, now_s
+            elif now_s - written_s > _ACTIVE_S:
+                continue
             shards = [shard for shard in self._shards.values() if _place(shard) is not None]
             for shard in shards:
                 await self._trim(shard)

@@ -43,13 +43,18 @@ class HeartbeatLane:
         rouse: Callable[[Iterable[Lineage]], None],
         journal_is_alive: Callable[[], bool],
         clock: Callable[[], Instant],
+        late: Callable[[float], None],
     ) -> None:
-        """``send`` a message to a peer in a slot, in which it replaces an older one."""
+        """``send`` a message to a peer in a slot, in which it replaces an older one.
+
+        ``late`` is told, each time, by how many seconds the lane's timer was.
+        """
         self.pulse = pulse
         self._send = send
         self._rouse = rouse
         self._journal_is_alive = journal_is_alive
         self._clock = clock
+        self._late = late
         self._is_silent = False
         self._sleeps_until: Instant | None = None
         self._news = trio.Event()
@@ -81,8 +86,11 @@ class HeartbeatLane:
             pause_s = float("inf")
             if self._sleeps_until is not None:
                 pause_s = max((self._sleeps_until - self._clock()) / _NS_PER_SECOND, _PAUSE_S)
-            with trio.move_on_after(pause_s):
+            due_s = trio.current_time() + pause_s
+            with trio.move_on_at(due_s) as scope:
                 await self._news.wait()
+            if scope.cancelled_caught:
+                self._late(max(0.0, trio.current_time() - due_s))
 
     def _look_at_journal(self) -> None:
         is_silent = not self._journal_is_alive()

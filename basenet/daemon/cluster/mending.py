@@ -53,7 +53,8 @@ class Target:
 
     ``leaf``: the leaf hash of a page, of any from 1 to ``db_pages``; called in a thread. ``pgnos``:
     which pages may differ (those that the file lacks are added); None: the whole file is looked at.
-    A state without a page is none that a database can be brought to: nothing is done then.
+    No transaction leads to a state without a page: a file that has more than a header is moved
+    aside for it.
     """
 
     page_size: int

@@ -36,10 +36,13 @@ import trio
 from basenet import __version__
 from basenet.config.model import Config, FaultModel, Tls
 from basenet.config.values import Endpoint
+from basenet.control.histogram import Histogram
 from basenet.daemon.cluster.greeting import Greeter, PeersJournalist
+from basenet.daemon.cluster.heights import HeightBook
 from basenet.daemon.cluster.lanes import HeartbeatLane
 from basenet.daemon.cluster.members import MemberBook
 from basenet.daemon.cluster.ports import ShardPort
+from basenet.daemon.cluster.reaching import HttpBook
 from basenet.daemon.cluster.roles import features_of
 from basenet.daemon.cluster.routing import Router
 from basenet.daemon.cluster.tally import Tally
@@ -70,11 +73,13 @@ from basenet.wire.envelope import (
     decode_envelope,
     encode_envelope,
 )
+from basenet.wire.heights import Heights
 from basenet.wire.hello import BOOT_NONCE_BYTES, NONCE_BYTES, Hello, Lane
 from basenet.wire.message import Heartbeat, HeartbeatAck, Message
 from basenet.wire.payload import ConfigPayload
+from basenet.wire.reachable import Reachable
 from basenet.wire.rollback import Compared, RolledBack
-from basenet.wire.signature import Signer, is_signed
+from basenet.wire.signature import Signer
 from basenet.wire.transfer import TransferMessage
 
 log = structlog.get_logger()
@@ -128,6 +133,7 @@ class ClusterNode:
         journalist: PeersJournalist,
         journal_is_alive: Callable[[], bool],
         on_rolled_back: Callable[[str], None],
+        http: str | None = None,
         resolver: Resolver | None = None,
         clock: Callable[[], Instant] = instant,
     ) -> None:
@@ -135,10 +141,12 @@ class ClusterNode:
 
         ``journal_is_alive``: whether the journal's thread has answered within 2 s.
         ``on_rolled_back`` is told once that the journal must take a new id (B49), and why; what it
-        raises ends `run`.
+        raises ends `run`. ``http``: what peers are told of this node's HTTP surface.
         """
         cluster, journal = config.cluster, journalist.journal
         self.tally = Tally()
+        self.loop_stall = Histogram()
+        """By how many seconds the timer of the heartbeats was late."""
         self.timing = Timing(lease=cluster.lease_ms * MILLISECOND)
         self.me = Peer(config.node_id, signer.public)
         self._signer = signer
@@ -150,6 +158,9 @@ class ClusterNode:
         self._router = Router(self.tally, self._on_wrong)
         self._connected: dict[PublicKeyBytes, Hello] = {}
         self._answered: dict[Endpoint, Hello] = {}
+        self._http = HttpBook(signer.public, http)
+        self.heights = HeightBook()
+        """How far peers say that their shards are."""
         self._told: dict[str, float] = {}
         self._greeter = Greeter(
             me=(signer.public, journal.journal_id),
@@ -164,7 +175,7 @@ class ClusterNode:
         pulse = Pulse(
             me=(signer.public, journal.journal_id),
             signer=signer,
-            verify=is_signed,
+            verify=self.tally.verify,
             boot_nonce=self._boot_nonce,
             timing=self.timing,
             now=clock(),
@@ -175,6 +186,7 @@ class ClusterNode:
             rouse=self._rouse,
             journal_is_alive=journal_is_alive,
             clock=clock,
+            late=self.loop_stall.observe,
         )
         self._mesh = self._make_mesh(cluster.tls) if cluster.tls is not None else None
         self._addresses = AddressBook(
@@ -328,11 +340,19 @@ class ClusterNode:
         envelope = AboutState(shard=shard, lineage=lineage, body=message)
         return self._mesh_send(to, encode_envelope(envelope), Lane.BULK)
 
+    def send_heights(self, to: PublicKeyBytes, message: Heights) -> None:
+        """Tell a peer how far shards are here."""
+        self._send(to, encode_envelope(BetweenNodes(body=message)))
+
     def settle(self) -> None:
         """Read the lane's `wake_at` again: a replica was stepped."""
         self._lane.settle()
 
     # What others ask.
+
+    def find_http(self, key: PublicKeyBytes) -> str | None:
+        """Return the address of a node's HTTP surface; None where that is not known."""
+        return self._http.find(key, self._answered.items())
 
     def status(self) -> NodeFacts:
         """Return what `status` shows."""
@@ -416,6 +436,8 @@ class ClusterNode:
         log.info("peer_connected", peer=peer.node_id, journal=peer.journal_id.hex())
         self._connected[peer.key] = peer
         self._greeter.on_connected(peer)
+        if self._http.message is not None and self._http.is_told(peer):
+            self._send(peer.key, encode_envelope(BetweenNodes(body=self._http.message)))
         for port in self._ports():
             port.on_connected(peer)
 
@@ -445,6 +467,10 @@ class ClusterNode:
                 self._lane.received(peer, beat)
             case Compared() as compared:
                 self._greeter.on_compared(peer, compared)
+            case Reachable() as reachable:
+                self._http.on_told(peer, reachable)
+            case Heights() as heights:
+                self.heights.on_told(peer, heights)
             case RolledBack() as answer:
                 self._greeter.on_rolled_back(peer, answer)
 
@@ -456,6 +482,7 @@ class ClusterNode:
     def _on_broken(self, peer: Hello, error: BasenetError) -> None:
         self.tally.oversized += isinstance(error, Oversized)
         self.tally.unreadable += isinstance(error, Unreadable)
+        self.tally.wrong += not isinstance(error, (Oversized, Unreadable))
         self._say_sometimes("connection_ended", peer.node_id, str(error))
 
     def _on_wrong(self, peer: Hello, error: PeerError) -> None:

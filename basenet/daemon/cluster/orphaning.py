@@ -18,7 +18,7 @@ A crash behind the second step repeats it, and what it finds is the same: so not
 comes from the clock or from chance, and the repeat finds the bundle of the first time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -197,22 +197,14 @@ class Bundler:
     def _write(
         self, facts: BundleFacts, records: Sequence[bytes], certificate: Certificate | None
     ) -> tuple[Path, BundleFacts]:
-        """Write the bundle, unless it is there; return its path and what it says of itself."""
-        folder, hashes = self._node.config.data_dir / FOLDER, [hash_of(one) for one in records]
-        while True:
-            try:
-                path = write_bundle(
-                    folder, facts, records, certificate=certificate, signer=self._signer
-                )
-            except ConflictError:
-                path = folder / facts.shard / f"{facts.name}{SUFFIX}"
-                there = read_bundle(path, frozenset({self._signer.public}))
-                if [head.hash for head in there.heads] == hashes:
-                    return path, there.facts
-                # Of the same moment, and another one.
-                facts = replace(facts, created_ns=TimestampNs(facts.created_ns + 1))
-            else:
-                return path, facts
+        return write_once(
+            self._node.config.data_dir / FOLDER,
+            facts,
+            [hash_of(one) for one in records],
+            lambda: records,
+            certificate=certificate,
+            signer=self._signer,
+        )
 
     async def _sealed(
         self, heads: Sequence[Head], items: Sequence[Captured], kept: Head
@@ -238,6 +230,34 @@ class Bundler:
             # The file was behind what is final: its state is not known as a tree any more.
             return unproposed, StateTree(0)
         return unproposed, self._branch.state_at(kept, get)
+
+
+def write_once(
+    folder: Path,
+    facts: BundleFacts,
+    hashes: Sequence[FrameHash],
+    records: Callable[[], Iterable[bytes]],
+    *,
+    certificate: Certificate | None,
+    signer: AnySigner,
+) -> tuple[Path, BundleFacts]:
+    """Write the bundle of the frames ``hashes``, unless it is there; return its path and facts.
+
+    ``records`` gives the encoded frames, each time it is called. A repeat after a crash finds the
+    bundle of the first time, whose local numbers may be others by now: those in it count.
+    """
+    while True:
+        try:
+            path = write_bundle(folder, facts, records(), certificate=certificate, signer=signer)
+        except ConflictError:
+            path = folder / facts.shard / f"{facts.name}{SUFFIX}"
+            there = read_bundle(path, frozenset({signer.public}))
+            if [head.hash for head in there.heads] == list(hashes):
+                return path, there.facts
+            # Of the same moment, and another one.
+            facts = replace(facts, created_ns=TimestampNs(facts.created_ns + 1))
+        else:
+            return path, facts
 
 
 async def note_bundle(node: Node, facts: BundleFacts, path: Path, commits: int) -> None:

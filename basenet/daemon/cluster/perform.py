@@ -14,6 +14,25 @@ for it. What stands in front of the first one waits for nothing::
 
 An `Orphan` takes its own time, and stands in front of the decision that it follows from.
 
+A commit is final after so many transactions in a row, so none is made that can be spared, and
+nothing waits for one that need not:
+
+*Judge* is a question to this process alone, whose answer is an event. It is asked at once, while
+its frames are held in memory.
+
+*Frames of others* speak of nothing. A `Persist` of nothing else, with nothing behind it, waits a
+moment for the vote that mostly follows, and then shares its transaction.
+
+*A proven `Finalize`.* A FINAL certificate is made of votes that left their voters when they were
+durable there, so it holds whatever becomes of this node. Who waits for the commit is told at once
+(`Acts.show_final`), unless something in front may have to be undone, or what the certificate speaks
+of is still on its way to the disk here. And settling begins beside the `Persist` of the decision
+and not behind it: the journal's transactions are made in the order in which they are asked for, so
+nothing is settled on disk before the decision is (`_begin_settling`).
+
+*Own commits* that wait are sealed when a transaction is about to be made (`on_turn`), so that what
+came during one shares the next.
+
 A disk that is full or slow holds everything up and loses no order. What peers send waits with them
 meanwhile (`Performer.room`), so that memory is bounded.
 """
@@ -21,6 +40,7 @@ meanwhile (`Performer.room`), so that memory is bounded.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Protocol
 
 import trio
@@ -45,9 +65,12 @@ from basenet.engine.effects import (
 )
 from basenet.journal.records import BranchRow, Step
 from basenet.units import MIB, Lineage, LocalNumber, ShardId
-from basenet.wire.frame import Frame
+from basenet.wire.frame import Frame, Kind
 
 _WAITING_BYTES_MAX: Final = 64 * MIB
+# How long, and how many bytes of, frames of others wait for the vote that speaks of them.
+_PATIENCE_S: Final = 0.01
+_PATIENT_BYTES_MAX: Final = 1 * MIB
 
 
 class Acts(Protocol):
@@ -61,8 +84,12 @@ class Acts(Protocol):
         """Keep what is lost, then undo it; both are done on return."""
         ...
 
+    def show_final(self, effect: Finalize) -> None:
+        """Show what is final, and wake who waits for it; once, and before `finalize`."""
+        ...
+
     def finalize(self, effect: Finalize) -> None:
-        """Settle, show and apply what is final."""
+        """Settle and apply what is final."""
         ...
 
     def judge(self, effect: Judge) -> None:
@@ -90,13 +117,18 @@ class Acts(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
-    """An effect, and for own frames where capture stood behind them."""
+    """An effect, and for own frames where capture stood behind them.
+
+    ``is_shown``, ``is_begun``: how far a `Finalize` is done already.
+    """
 
     effect: Effect
     cursor: bytes | None
     sync: Callable[[], None] | None
+    is_shown: bool = False
+    is_begun: bool = False
 
 
 class Performer:
@@ -118,7 +150,14 @@ class Performer:
         self._peers = peers
         self._frames = frames
         self._acts = acts
+        self.on_turn: Callable[[], None] | None = None
+        """Called whenever something could be taken: whoever has more to put puts it now."""
+        self.is_persisting = False
+        """Whether a transaction is being made; `on_turn` is called when it is durable."""
         self._queue: deque[_Entry] = deque()
+        self._taken: Sequence[_Entry] = ()
+        self._orphans = 0
+        self._has_pressing = self._is_patient = False
         self._news = trio.Event()
         self._idle = trio.Event()
         self._idle.set()
@@ -139,50 +178,99 @@ class Performer:
         ``cursor``: where capture stands after the own frames in it; ``sync``: makes the log that
         they were read from durable, before they are.
         """
-        if not effects:
-            return
+        questions: list[Judge] = []
+        earlier = len(self._queue)
         for effect in effects:
-            if isinstance(effect, Persist):
-                for own in effect.own:
-                    self._frames.add(own.frame)
-                for frame in effect.frames:
-                    self._frames.add(frame)
-                self._bytes += _bytes_of(effect)
-            self._queue.append(_Entry(effect, cursor, sync))
-        self._news.set()
-        if self._idle.is_set():
-            self._idle = trio.Event()
+            entry = _Entry(effect, cursor, sync)
+            match effect:
+                case Persist():
+                    self._hold(effect)
+                case Finalize():
+                    self._show_early(entry, effect, earlier)
+                case Orphan():
+                    self._orphans += 1
+                case Judge() if not self.is_undoing and self._frames.holds(effect.heads):
+                    questions.append(effect)
+                    continue
+            self._queue.append(entry)
+            self._has_pressing |= not _is_patient(effect)
+        if self._queue:
+            self._news.set()
+            if self._idle.is_set():
+                self._idle = trio.Event()
+            if self._is_patient and self._has_pressing:
+                self._journalist.hurry()
+        for question in questions:
+            self._acts.judge(question)
+
+    def _hold(self, persist: Persist) -> None:
+        for own in persist.own:
+            self._frames.hold(own.frame)
+        for frame in persist.frames:
+            self._frames.hold(frame)
+        self._bytes += _bytes_of(persist)
+
+    def _show_early(self, entry: _Entry, effect: Finalize, earlier: int) -> None:
+        """Show what is proven to be final, if nothing in front of its step speaks against it."""
+        if effect.certificate is None or effect.heads[-1].kind is Kind.CONFIG or self.is_undoing:
+            return
+        in_front = (*self._taken, *islice(self._queue, earlier))
+        if not any(_may_decide(each, effect.certificate.height) for each in in_front):
+            self._show(entry, effect)
+
+    def _show(self, entry: _Entry, effect: Finalize) -> None:
+        if not entry.is_shown:
+            entry.is_shown = True
+            self._acts.show_final(effect)
 
     async def idle(self) -> None:
         """Return when nothing waits to be performed."""
         while self._queue or not self._idle.is_set():
             await self._idle.wait()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether what waits to be durable is little enough for peers to send more."""
+        return self._bytes <= _WAITING_BYTES_MAX
+
     async def room(self) -> None:
-        """Return when what waits to be durable is little enough for peers to send more."""
-        while self._bytes > _WAITING_BYTES_MAX:
+        """Return when there `has_room`."""
+        while not self.has_room:
             await self._made_room.wait()
 
     @property
     def is_undoing(self) -> bool:
         """Whether something is about to be undone, so that nothing may be sealed before."""
-        return any(isinstance(entry.effect, Orphan) for entry in self._queue)
+        return self._orphans > 0
 
     async def run(self) -> None:
         """Perform for ever; any error ends it, and the shard starts again from the journal."""
         while True:
-            while not self._queue:
+            if self.on_turn is not None:
+                self.on_turn()
+            if not self._queue:
                 self._idle.set()
                 self._news = trio.Event()
                 await self._news.wait()
+                continue
             if isinstance(self._queue[0].effect, Orphan):
                 await self._acts.orphan(self._queue[0].effect)
                 self._queue.popleft()
+                self._orphans -= 1
                 continue
-            batch = self._take()
+            await self._gather()
+            self._taken = batch = self._take()
             await self._persist(batch)
             for entry in batch:
-                await self._do(entry.effect)
+                await self._do(entry)
+            self._taken = ()
+
+    async def _gather(self) -> None:
+        """Return when something in the queue does not wait for company any more."""
+        with trio.move_on_after(_PATIENCE_S):
+            while not self._has_pressing and self._bytes < _PATIENT_BYTES_MAX:
+                self._news = trio.Event()
+                await self._news.wait()
 
     def _take(self) -> list[_Entry]:
         """Return what may be done now: all in front of a `Persist`, or all that shares one."""
@@ -194,6 +282,7 @@ class Performer:
             if isinstance(effect, Orphan) or (isinstance(effect, Persist) and not starts_durable):
                 break
             batch.append(queue.popleft())
+        self._has_pressing = bool(queue)
         return batch
 
     async def _persist(self, batch: Sequence[_Entry]) -> None:
@@ -201,14 +290,36 @@ class Performer:
         if step is None:
             return
         sync = next((entry.sync for entry in reversed(batch) if entry.sync is not None), None)
-        await self._journalist.keep(step, sync)
-        self.persisted += 1
-        self._bytes -= sum(
-            _bytes_of(entry.effect) for entry in batch if isinstance(entry.effect, Persist)
+        self._begin_settling(batch)
+        # Nobody but the settler waits for it, and shares its transaction.
+        self._is_patient = all(
+            entry.is_begun or isinstance(entry.effect, Persist) for entry in batch
         )
+        self._is_patient &= step.place is None
+        self.is_persisting = True
+        await self._journalist.keep(step, sync, _PATIENCE_S if self._is_patient else 0.0)
+        self.is_persisting = self._is_patient = False
+        self.persisted += 1
+        for entry in batch:
+            if isinstance(entry.effect, Persist):
+                self._release(entry.effect)
         made_room, self._made_room = self._made_room, trio.Event()
         made_room.set()
         self._acts.kept(step)
+
+    def _begin_settling(self, batch: Sequence[_Entry]) -> None:
+        """Begin what a certificate proves, beside the transaction and not behind it."""
+        for entry in batch:
+            if isinstance(entry.effect, Finalize) and entry.is_shown:
+                entry.is_begun = True
+                self._acts.finalize(entry.effect)
+
+    def _release(self, persist: Persist) -> None:
+        for own in persist.own:
+            self._frames.release(own.frame.head.hash)
+        for frame in persist.frames:
+            self._frames.release(frame.head.hash)
+        self._bytes -= _bytes_of(persist)
 
     def _step_of(self, batch: Sequence[_Entry]) -> Step | None:
         persists = [(entry, entry.effect) for entry in batch if isinstance(entry.effect, Persist)]
@@ -242,15 +353,15 @@ class Performer:
             local_last=last,
         )
 
-    async def _do(self, effect: Effect) -> None:
-        match effect:
+    async def _do(self, entry: _Entry) -> None:
+        match effect := entry.effect:
             case Send():
                 self._peers.send(effect.to, self._shard, self._lineage, effect.message)
             case SendFrames():
                 records = await self._frames.records(effect.heads)
                 self._peers.send_frames(effect.to, self._shard, self._lineage, records)
             case Finalize():
-                self._acts.finalize(effect)
+                self._finish(entry, effect)
             case Judge():
                 self._acts.judge(effect)
             case Fence():
@@ -263,6 +374,33 @@ class Performer:
                 self._acts.read_ready(effect)
             case Report():
                 self._acts.report(effect)
+
+    def _finish(self, entry: _Entry, effect: Finalize) -> None:
+        self._show(entry, effect)
+        if not entry.is_begun:
+            self._acts.finalize(effect)
+
+
+def _is_patient(effect: Effect) -> bool:
+    """Return whether an effect may wait for company: frames of others, kept for what follows."""
+    return isinstance(effect, Persist) and not effect.own and effect.ballot is None
+
+
+def _may_decide(entry: _Entry, height: int) -> bool:
+    """Return whether what is proven final at ``height`` may not be shown before ``entry`` is done.
+
+    That is so for what is still to be shown below it, for own frames up to it and for a vote, both
+    of which may not be durable here yet, whatever was made of them.
+    """
+    match entry.effect:
+        case Finalize():
+            return not entry.is_shown
+        case Persist(own=(), ballot=ballot):
+            return ballot is not None
+        case Persist(own=own):
+            return own[0].frame.head.seq <= height
+        case _:
+            return False
 
 
 def _bytes_of(persist: Persist) -> int:

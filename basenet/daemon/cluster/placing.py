@@ -8,13 +8,16 @@ log is read::
 
     nothing behind            the file is at its place
     an injection of ours      the intent names it: the place is its end
-    commits                   they wait for a frame, or are a stranger's
+    commits                   they wait for a frame, or are a stranger's; on a file that is behind
+                              the journal's log they are kept as the next line says
     another log               pages are compared with the state at the place; what differs is kept
                               aside, as a whole file, and ours is mended
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import structlog
 import trio
@@ -27,14 +30,17 @@ from basenet.daemon.node import Node
 from basenet.engine.adoption import NOWHERE
 from basenet.errors import CorruptionError
 from basenet.journal.journal import Journal
-from basenet.journal.records import ReplicaRecord
+from basenet.journal.records import OrphanRow, ReplicaRecord
 from basenet.sqlite.attach import Database
 from basenet.sqlite.capture import Capture
 from basenet.sqlite.captured import Captured, Cursor
-from basenet.units import ShardId
+from basenet.units import LocalNumber, ShardId, TimestampNs
 from basenet.wire.frame import Frame, Head, decode_frame
 
 log = structlog.get_logger()
+
+REPLACED: Final = "the file that lay there did not go on from the shard's own"
+"""Why a whole file is in the index of what was put aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +79,7 @@ class Placing:
             place = intent.place
         is_at_end = place[0] >= record.tip.seq
         if standing.outcome is Outcome.UNKNOWN:
-            log.warning("file_not_at_its_place", shard=self.shard, reason=standing.reason)
-            return await (self._compare(record, place) if is_at_end else self._set_aside(record))
+            return await self._find_by_pages(record, place, standing.reason)
         if not standing.commits:
             return Found(place)
         log.warning(
@@ -83,10 +88,22 @@ class Placing:
             commits=standing.commits,
             reason=standing.reason,
         )
+        if not is_at_end:
+            # No tree tells the state below the end of the log, so only the file does.
+            return await self._set_aside(record)
         return Found(place, standing.cursor)
 
+    async def _find_by_pages(self, record: ReplicaRecord, place: Place, reason: str) -> Found:
+        """Return where a file stands whose log tells nothing."""
+        if not (self.branch.final.db_pages or record.heads) and await self.file.is_blank():
+            # To close a file empties its log, and here there is no page to know it by.
+            return await self._find_new(record)
+        log.warning("file_not_at_its_place", shard=self.shard, reason=reason)
+        is_at_end = place[0] >= record.tip.seq
+        return await (self._compare(record, place) if is_at_end else self._set_aside(record))
+
     async def _find_new(self, record: ReplicaRecord) -> Found:
-        """Return where a file stands that was made just now: at the genesis, if that is empty."""
+        """Return where a file stands that holds nothing yet: at the genesis, if that is empty."""
         if self.branch.final.db_pages or record.heads:
             return await self._be_nowhere()
         cursor = (await self.file.cursor()).encode()
@@ -107,7 +124,7 @@ class Placing:
             self.branch.state_at, heads[place[1]], get, limiter=self.node.work_limiter
         )
         leaves = bytes(tree.leaves) if tree.page_size == self.file.database.page_size else b""
-        has_peers = len(record.ballot.config.voters) > 1
+        has_peers = len(record.ballot.config.voters) > 1 and not self.file.is_adopted
         items: list[Captured] = []
         is_other = False
 
@@ -127,10 +144,31 @@ class Placing:
 
         It may be another file, or the application wrote unfenced and the log has begun anew since:
         nothing tells, and a file system gives the number of a deleted file to the next one. So it
-        is never adopted by a shard with peers. A lone voter has nobody to ask: what such a file
-        holds is taken for the application's, as in standalone.
+        is never adopted by a shard with peers, unless the operator said so (`cluster.resetting`).
+        A lone voter has nobody to ask: what such a file holds is taken for the application's, as in
+        standalone.
         """
         copy = await self.file.keep_aside(record.lineage)
+        # Own frames that are not decided: should they lose, nothing but the copy has their effect.
+        undecided = await self.node.journalist.read(
+            lambda journal: journal.undecided_locals(self.shard)
+        )
+        # A stranger's commits have no numbers.
+        first, last = undecided or (LocalNumber(record.local_last + 1), record.local_last)
+        row = OrphanRow(
+            id=f"{self.shard}/{copy.name}",
+            shard=self.shard,
+            lineage=record.lineage,
+            path=str(copy),
+            kept_seq=record.tip.seq,
+            first_local=first,
+            last_local=last,
+            commits=last - first + 1,
+            created_ns=TimestampNs(time.time_ns()),
+            state="kept",
+            reason=REPLACED,
+        )
+        await self.node.journalist.perform(lambda journal: journal.add_orphan(row))
         log.error("file_replaced", shard=self.shard, path=str(self.file.path), kept=str(copy))
         return await self._be_nowhere()
 

@@ -40,6 +40,10 @@ class ShardPort(Protocol):
         """Take a message of the protocol about the known lineage."""
         ...
 
+    def take_frames(self, peer: Hello, records: tuple[bytes, ...]) -> bool:
+        """Take encoded frames if that is done at once; False: give them to `on_frames`."""
+        ...
+
     async def on_frames(self, peer: Hello, records: tuple[bytes, ...]) -> None:
         """Take encoded frames of the known lineage, in any order, not verified yet."""
         ...

@@ -91,13 +91,11 @@ class Repair:
             tree = await trio.to_thread.run_sync(
                 self._branch.final.copy, limiter=self._node.work_limiter
             )
-        if not tree.db_pages:
-            return place, None
         looked_at = None
         if pgnos is not None:
             looked_at = sorted(pgnos | _pages_of(self._settler.changed_groups))
         target = Target(
-            page_size=tree.page_size,
+            page_size=tree.page_size or self._file.database.page_size,
             db_pages=tree.db_pages,
             leaf=tree.leaf,
             pgnos=None if looked_at is None else [one for one in looked_at if one <= tree.db_pages],

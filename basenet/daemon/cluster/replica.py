@@ -44,10 +44,12 @@ class Driver:
         self.performer.put(self.replica.boot(instant()))
         self._look()
 
-    def step(self, event: Event) -> None:
-        """Give ``event`` to the replica and queue what follows."""
-        self.performer.put(self.replica.step(event, instant()))
+    def step(self, event: Event) -> list[Effect]:
+        """Give ``event`` to the replica; return what follows, which is queued already."""
+        effects = self.replica.step(event, instant())
+        self.performer.put(effects)
         self._look()
+        return effects
 
     def seal(
         self, event: FramesCaptured, *, cursor: bytes | None, sync: Callable[[], None] | None

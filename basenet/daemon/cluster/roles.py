@@ -9,6 +9,7 @@ from typing import Final
 from basenet.config.model import NodeRole
 from basenet.wire.hello import Hello
 from basenet.wire.payload import VoterRole
+from basenet.wire.reachable import READS_FACTS
 
 _WITNESS: Final = 1
 _ARCHIVE: Final = 2
@@ -23,7 +24,7 @@ VOTER_ROLES: Final = {
 
 def features_of(role: NodeRole) -> int:
     """Return the ``features`` of this node's HELLO."""
-    return _BITS[role]
+    return _BITS[role] | READS_FACTS
 
 
 def role_of(hello: Hello) -> NodeRole:

@@ -118,6 +118,8 @@ class Router:
                 port.on_message(peer, envelope.body)
             case AboutBirth():
                 port.on_birth(peer, envelope.body)
+            case FramePack() if port.take_frames(peer, envelope.records):
+                self._tally.frames += len(envelope.records)
             case _:
                 return False
         return True

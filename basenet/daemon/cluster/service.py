@@ -15,21 +15,26 @@ import structlog
 import trio
 
 from basenet.archive.keyring import make_writing_keyring
-from basenet.archive.store import Store, open_store
+from basenet.archive.store import Store, make_encryption, open_store
 from basenet.config.model import Config, Fence
 from basenet.control.listeners import Listeners, open_listeners
 from basenet.control.server import serve as serve_http
 from basenet.daemon.chain import Author
 from basenet.daemon.cluster.facts import ClusterFacts
+from basenet.daemon.cluster.gate import Gates
 from basenet.daemon.cluster.guard import Guard, inherited_connection
+from basenet.daemon.cluster.heights import HeightTeller
 from basenet.daemon.cluster.keeping import ClusterKeeper
 from basenet.daemon.cluster.node import ClusterNode
+from basenet.daemon.cluster.reaching import choose_http
 from basenet.daemon.cluster.shard import ClusterRoom, ClusterShard
 from basenet.daemon.cluster.tending import Steward
 from basenet.daemon.cluster.transfer import ServingBudget
 from basenet.daemon.journalist import Journalist
-from basenet.daemon.listing import find_databases
+from basenet.daemon.listing import find_databases, watched_directories
 from basenet.daemon.node import Node
+from basenet.daemon.proof import Proofs
+from basenet.daemon.tracefile import TraceFile
 from basenet.daemon.waker import Waker
 from basenet.errors import UnavailableError, UsageError
 from basenet.journal.journal import Journal
@@ -45,7 +50,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _SWITCH_INTERVAL_S: Final = 0.0005
-_LISTING_S: Final = 1.0
+_LISTING_S: Final = 10.0
+_LISTING: Final = "//listing/"
 _JOURNAL_S: Final = 2.0
 _ASK_JOURNAL_S: Final = 0.5
 _LEAVE_S: Final = 20.0
@@ -74,6 +80,7 @@ async def run_cluster(config: Config, *, environment: Mapping[str, str]) -> int:
     if journal.copied_from is not None:
         log.warning("journal_copied", journal=journal.journal_id.hex())
     listeners: Listeners | None = None
+    traces = TraceFile(config.trace_file) if config.trace_file else None
     wake = open_wake()
     store: Store | None = None
     try:
@@ -88,6 +95,7 @@ async def run_cluster(config: Config, *, environment: Mapping[str, str]) -> int:
             waker=Waker(wake),
             store=store,
             trusted=_trusted_keys(config, key),
+            traces=traces,
         )
         return await _ClusterService(node, listeners, Guard(connection)).run()
     finally:
@@ -96,6 +104,8 @@ async def run_cluster(config: Config, *, environment: Mapping[str, str]) -> int:
         if listeners is not None:
             listeners.close()
         wake.close()
+        if traces is not None:
+            traces.close()
         journal.close()
 
 
@@ -116,7 +126,12 @@ def _open_archive(config: Config, environment: Mapping[str, str], key: SigningKe
     keyring = make_writing_keyring(
         config.archive_recipients, identity.reveal() if identity else None, key.signer()
     )
-    return open_store(config.archive.url, environment=environment, keyring=keyring)
+    return open_store(
+        config.archive.url,
+        environment=environment,
+        encryption=make_encryption(config.archive_sse, config.archive_sse_kms_key_id),
+        keyring=keyring,
+    )
 
 
 def load_node_key(config: Config) -> SigningKey:
@@ -172,15 +187,25 @@ class _ClusterService:
             journalist=node.journalist,
             journal_is_alive=self._watch.is_alive,
             on_rolled_back=self._on_rolled_back,
+            http=choose_http(node.config.cluster, listeners.address),
         )
+        self._gates = Gates(node.config.cluster, guard, lease=self._cluster.timing.lease)
         self._room = ClusterRoom(
             cluster=self._cluster,
             guard=guard,
+            gates=self._gates,
             budget=ServingBudget(),
             turns=trio.CapacityLimiter(2),
         )
+        self._teller = HeightTeller(
+            self._shards,
+            connected=lambda: self._cluster.connected,
+            count=lambda: node.journalist.journal.jcount,
+            send=self._cluster.send_heights,
+        )
         self._keeper = ClusterKeeper(node, self._shards)
-        self._facts = ClusterFacts(node, self._cluster, self._shards)
+        self._facts = ClusterFacts(node, self._room, self._shards)
+        self._proofs = Proofs(node, self._list_archived)
         self._steward = Steward(self._shards, cluster=self._cluster, config=node.config.cluster)
 
     async def run(self) -> int:
@@ -191,8 +216,11 @@ class _ClusterService:
                 nursery.start_soon(self._node.journalist.run)
                 nursery.start_soon(self._node.waker.run)
                 nursery.start_soon(self._guard.run)
+                nursery.start_soon(self._gates.run)
                 nursery.start_soon(self._watch.run)
                 nursery.start_soon(self._steward.run)
+                nursery.start_soon(self._teller.run)
+                nursery.start_soon(self._proofs.run)
                 port = await nursery.start(self._cluster.run)
                 log.info("serving_peers", port=port, node=self._node.config.node_id)
                 http_stop = trio.Event()
@@ -238,21 +266,36 @@ class _ClusterService:
                 await shard.progress.wait_until(shard.has_settled)
         self._guard.ready()
 
+    def _list_archived(self) -> list["ShardId"]:
+        """Return the shards that this node archives and that can be restored."""
+        return [
+            name
+            for name, shard in self._shards.items()
+            if shard.archiver.uploader is not None
+            and shard.archiver.history.base_seq
+            and not shard.archiver.history.is_broken
+        ]
+
     async def _list_shards(self, nursery: trio.Nursery) -> None:
         """Serve what is configured, also what appears later."""
+        doorbell = self._node.waker.doorbell(_LISTING)
+        specs = self._node.config.shards
+        directories = watched_directories(specs)
+        for directory in directories:
+            key = _LISTING + str(directory)
+            self._node.waker.share(key, doorbell)
+            self._node.waker.wake.watch_directory(key, directory)
         while not self._stop.is_set():
             served = {shard.path for shard in self._shards.values()}
-            listing = await trio.to_thread.run_sync(
-                find_databases, self._node.config.shards, served
-            )
+            listing = await trio.to_thread.run_sync(find_databases, specs, served)
             for shard, path in listing.databases.items():
                 if shard not in self._shards:
                     made = ClusterShard(node=self._node, room=self._room, shard=shard, path=path)
                     self._shards[shard] = made
                     nursery.start_soon(made.run)
             self._listed.set()
-            with trio.move_on_after(_LISTING_S):
-                await self._stop.wait()
+            # A file may get SQLite's header after its name.
+            await doorbell.wait(_LISTING_S if directories else None)
 
     async def _serve_http(self, stop: trio.Event) -> None:
         await serve_http(self._facts, self._listeners, stop=stop)

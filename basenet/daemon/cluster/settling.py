@@ -35,7 +35,7 @@ from basenet.daemon.node import Node
 from basenet.engine.effects import Finalize
 from basenet.journal.journal import Journal
 from basenet.journal.records import Settled
-from basenet.units import MIB, FrameHash, Seq, ShardId
+from basenet.units import KIB, MIB, FrameHash, Seq, ShardId
 from basenet.wire.certificate import Certificate
 from basenet.wire.frame import Frame, Head, Kind, decode_frame
 from basenet.wire.merkle import StateTree
@@ -48,7 +48,11 @@ Place = tuple[Seq, FrameHash]
 # A batch has one certificate, and whoever catches up gets what it proves in one message.
 _BATCH_BYTES: Final = 8 * MIB
 _BATCH_HEADS: Final = 1_024
+# Decoding so much takes less than a thread and back.
+_INLINE_BYTES: Final = 32 * KIB
 _REST_S: Final = 1.0
+# The file holds own frames already: settling them may share the transaction of the next ones.
+_OWN_PATIENCE_S: Final = 0.005
 _WAITING_BYTES_MAX: Final = 64 * MIB
 _WAITING_MAX: Final = 4_096
 
@@ -116,9 +120,14 @@ class Settler:
         if self._idle.is_set():
             self._idle = trio.Event()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether what waits to be settled is little enough for more to be taken in."""
+        return self._bytes <= _WAITING_BYTES_MAX and len(self._queue) <= _WAITING_MAX
+
     async def room(self) -> None:
-        """Return when what waits to be settled is little enough for more to be taken in."""
-        while self._bytes > _WAITING_BYTES_MAX or len(self._queue) > _WAITING_MAX:
+        """Return when there `has_room`."""
+        while not self.has_room:
             await self._moved.wait()
 
     async def drained(self) -> None:
@@ -206,7 +215,7 @@ class Settler:
 
     async def _settle_batch(self, batch: Sequence[Finalize]) -> None:
         heads = [head for effect in batch for head in effect.heads]
-        async with self._batch_lock:
+        async with _Quickly(self._batch_lock):
             records = await self._frames.records(heads)
             tree, groups = await self._take_to_tree(heads)
             end = (heads[-1].seq, heads[-1].hash)
@@ -220,11 +229,11 @@ class Settler:
             )
             is_applied = self.is_file_ready and not batch[-1].is_own
             if is_applied:
-                async with self.file_lock:
+                async with _Quickly(self.file_lock):
                     await self._settle_and_apply(settled, records, end)
             else:
                 # Whoever mends the file holds its lock for long.
-                await self._settle(settled, end)
+                await self._settle(settled, end, _OWN_PATIENCE_S if batch[-1].is_own else 0.0)
             self._bytes -= sum(map(_bytes_of, batch))
             self._announce()
         self._tell(heads, records, batch[-1].certificate)
@@ -233,19 +242,23 @@ class Settler:
 
     async def _take_to_tree(self, heads: Sequence[Head]) -> tuple[StateTree, dict[int, bytes]]:
         get = self._frames.getter(self._node.journalist.journal, heads)
-        async with self._branch.lock:
-            groups = await trio.to_thread.run_sync(
-                self._branch.settle, heads, get, limiter=self._node.work_limiter
-            )
+        async with _Quickly(self._branch.lock):
+            # A thread takes longer than a few pages do.
+            if self._branch.is_remembered(heads):
+                groups = self._branch.settle(heads, get)
+            else:
+                groups = await trio.to_thread.run_sync(
+                    self._branch.settle, heads, get, limiter=self._node.work_limiter
+                )
             if not self.is_file_ready:
                 # Before anybody copies the tree: who mends to it must look at these pages, too.
                 self.changed_groups.update(groups)
             return self._branch.final, groups
 
-    async def _settle(self, settled: Settled, end: Place) -> None:
+    async def _settle(self, settled: Settled, end: Place, patience_s: float = 0.0) -> None:
         place = self.place
         moved = place if place != self._durable_place else None
-        await self._node.journalist.settle(replace(settled, place=moved))
+        await self._node.journalist.settle(replace(settled, place=moved), patience_s)
         if moved is not None and self.place == place:
             self._durable_place = place
         self.settled = end
@@ -254,16 +267,16 @@ class Settler:
     async def _settle_and_apply(
         self, settled: Settled, records: Sequence[bytes], end: Place
     ) -> None:
-        above = _above(settled.heads, records, self.place[0])
+        both = zip(settled.heads, records, strict=True)
+        above = [(head, record) for head, record in both if head.seq > self.place[0]]
         prepared = await self._prepare(above) if above else None
         if prepared is not None:
             intent = encode_intent(prepared.before, prepared.after, end)
             settled = replace(settled, intent=intent)
         await self._settle(settled, end)
         if prepared is not None:
-            await self._file.inject(prepared)
+            await self._file.inject(prepared, is_relieved=True)
             self.applied_frames += 1
-            await self._file.relieve()
         if end[0] > self.place[0]:
             self.place = end
 
@@ -271,11 +284,15 @@ class Settler:
         moved, self._moved = self._moved, trio.Event()
         moved.set()
 
-    async def _prepare(self, records: Sequence[bytes]) -> Prepared | None:
-        """Return the injection of ``records``; None when they change no page."""
-        changes = await trio.to_thread.run_sync(
-            changes_of, records, limiter=self._node.work_limiter
-        )
+    async def _prepare(self, above: Sequence[tuple[Head, bytes]]) -> Prepared | None:
+        """Return the injection of these frames; None when they change no page."""
+        records = [record for _, record in above]
+        if sum(map(len, records)) <= _INLINE_BYTES:
+            changes = _changes_of_frames([self._frames.decode(*each) for each in above])
+        else:
+            changes = await trio.to_thread.run_sync(
+                changes_of, records, limiter=self._node.work_limiter
+            )
         if not changes:
             return None
         await self._file.held()
@@ -336,8 +353,20 @@ class Settler:
         self._durable_place = place
 
 
-def _above(heads: Sequence[Head], records: Sequence[bytes], seq: Seq) -> list[bytes]:
-    return [record for head, record in zip(heads, records, strict=True) if head.seq > seq]
+class _Quickly:
+    """A lock as a context, without a turn of the event loop where nobody has it."""
+
+    def __init__(self, lock: trio.Lock) -> None:
+        self._lock = lock
+
+    async def __aenter__(self) -> None:
+        if self._lock.locked():
+            await self._lock.acquire()
+        else:
+            self._lock.acquire_nowait()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def _bytes_of(effect: Finalize) -> int:

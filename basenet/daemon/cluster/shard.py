@@ -18,7 +18,6 @@ what is refused or damaged is shown with its sentence and tried again rarely.
 """
 
 import os
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -39,8 +38,15 @@ from basenet.daemon.cluster.birth import BirthDriver, make_newborn
 from basenet.daemon.cluster.commands import Hearing, Operator
 from basenet.daemon.cluster.exchange import StateExchange
 from basenet.daemon.cluster.file import ReplicaFile
+from basenet.daemon.cluster.gate import Gates
+from basenet.daemon.cluster.generation import Generations
 from basenet.daemon.cluster.guard import Guard
+from basenet.daemon.cluster.intake import Intake
 from basenet.daemon.cluster.node import ClusterNode
+from basenet.daemon.cluster.pacing import Births
+from basenet.daemon.cluster.pausing import REFUSED_RETRY_S, RETRY_S, pause_after
+from basenet.daemon.cluster.resetting import Resetter
+from basenet.daemon.cluster.resigning import LEADING_PAUSE_S_MAX, leave_lead
 from basenet.daemon.cluster.settling import SettledFrame
 from basenet.daemon.cluster.standalone import Heritage
 from basenet.daemon.cluster.surveying import make_surveyor, survey_archive
@@ -60,10 +66,8 @@ from basenet.engine.effects import EpochBegan, ReadReady, Report
 from basenet.engine.placement import Membership
 from basenet.errors import (
     BasenetError,
-    ConflictError,
     CorruptionError,
     UnavailableError,
-    UsageError,
 )
 from basenet.journal.journal import JournalBroken
 from basenet.journal.records import ReplicaRecord
@@ -79,9 +83,7 @@ from basenet.wire.transfer import ArchivedUpTo, TransferMessage
 
 log = structlog.get_logger()
 
-_RETRY_S: Final = 0.5
 _RETRY_S_MAX: Final = 10.0
-_REFUSED_RETRY_S: Final = 15.0
 _GREETING_LOOK_S: Final = 0.2
 _ADOPTION_S: Final = 600.0
 
@@ -92,9 +94,11 @@ class ClusterRoom:
 
     cluster: ClusterNode
     guard: Guard
+    gates: Gates
     budget: ServingBudget
     turns: trio.CapacityLimiter
     arrivals: Arrivals = field(default_factory=Arrivals)
+    births: Births = field(default_factory=Births)
 
 
 class ClusterShard:
@@ -111,12 +115,20 @@ class ClusterShard:
         self.term: Term | None = None
         self.ended = trio.Event()
         self.orphaned = 0
-        self.finalized = self.failures = self._submitted_before = 0
+        self.finalized = self._submitted_before = 0
         self.kept_seq = Seq(0)
-        self._has_mended = False
-        self._nonce = secrets.token_hex(4)
+        self.generations = Generations(self, node.journalist, room.cluster.journal_id)
+        self.intake = Intake(shard)
         self.hearing = Hearing()
         self.operator = Operator(self, node=node, cluster=room.cluster)
+        self.resetter = Resetter(
+            self,
+            node=node,
+            cluster=room.cluster,
+            file=lambda: self._file,
+            close_file=self._close_file,
+        )
+        self.adopts_file = False
         self._node = node
         self._room = room
         self._log = log.bind(shard=shard)
@@ -148,6 +160,7 @@ class ClusterShard:
             me=(cluster.signer.public, cluster.journal_id),
             journalist=node.journalist,
             limiter=node.work_limiter,
+            traces=node.traces,
         )
         self.birth = BirthDriver(
             make_newborn(
@@ -168,9 +181,12 @@ class ClusterShard:
         """Live until `stop`; raises only `JournalBroken` and bugs."""
         waker, cluster = self._node.waker, self._room.cluster
         waker.wake.watch(self.shard, self._real_path)
+        # What is applied to a replica's file is no news; a term of writing listens.
+        waker.wake.pause(self.shard)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self.generations.begin(nursery)
                 cluster.register(self)
                 with self._scope:
                     await self._take_over()
@@ -181,6 +197,7 @@ class ClusterShard:
                 nursery.cancel_scope.cancel()
         finally:
             self._nursery = None
+            self.generations.end()
             self._exchange.close()
             with trio.CancelScope(shield=True):
                 await self._close_file()
@@ -199,7 +216,7 @@ class ClusterShard:
         )
         while (error := await heritage.accept()) is not None:
             self._show(error)
-            await trio.sleep(_REFUSED_RETRY_S)
+            await trio.sleep(REFUSED_RETRY_S)
 
     def stop(self) -> None:
         """End at a commit boundary."""
@@ -215,40 +232,17 @@ class ClusterShard:
         is_at_work = self.term is not None and self.term.is_at_work
         return is_at_work or self.error is not None or self._is_stopping
 
-    @property
-    def generation(self) -> str | None:
-        """Name this node's uninterrupted time as the writer; None while it is not.
-
-        What was committed here in one generation is on the chain in the same one. A later one has
-        another view; and another name after the file was mended, which may have undone commits.
-        """
-        term = self.term
-        if term is None or not term.is_at_work or not term.leads:
-            return None
-        ballot = term.driver.replica.ballot
-        mended = f".{self._nonce}" if self._has_mended or term.has_mended else ""
-        return f"{ballot.epoch}.{ballot.view}{mended}"
-
-    async def capture_now(self) -> Seq:
+    async def capture_now(self, since: str | None = None) -> Seq:
         """Capture what is committed here at this moment; return the seq that holds it.
 
-        On a replica nothing is committed: the seq is that of its tip.
+        ``since``: the generation that was read before the commit (`cluster.generation`).
         """
-        while not self._is_stopping:
-            term = self.term
-            if term is None or not term.is_at_work:
-                await self.progress.moved()
-                continue
-            writer = term.writer
-            if writer is None or not term.leads:
-                raise ConflictError(
-                    f"this node is not the writer of shard {self.shard}: what was committed here "
-                    "while it was may be lost; `basenet orphans list` shows it."
-                )
-            if await writer.follower.look() and await writer.drained():
-                return term.driver.replica.place.seq
-            await self.progress.moved()
-        raise UnavailableError("basenet is shutting down.")
+        return await self.generations.capture_now(since)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._is_stopping
 
     async def command(self, command: MembersCommand) -> str:
         """Do what the operator asks; return what was begun."""
@@ -280,7 +274,7 @@ class ClusterShard:
         self.progress.wake()
 
     async def _live(self) -> None:
-        pause_s = _RETRY_S
+        pause_s = RETRY_S
         while not self._is_stopping:
             if self._born is None or self._is_suspended:
                 await self._news.wait()
@@ -288,9 +282,10 @@ class ClusterShard:
             error = await self._try_term(self._born)
             if error is None:
                 continue
-            self.failures += 1
             self._show(error)
-            with trio.move_on_after(_pause_after(error, pause_s)):
+            if not isinstance(error, UnavailableError) or pause_s >= LEADING_PAUSE_S_MAX:
+                await leave_lead(self._room.cluster, self._file, self._born.genesis.lineage)
+            with trio.move_on_after(pause_after(error, pause_s)):
                 await self._news.wait()
             pause_s = min(2 * pause_s, _RETRY_S_MAX)
 
@@ -361,12 +356,13 @@ class ClusterShard:
         self.term = kind(
             node=self._node,
             peers=self._room.cluster,
-            guard=self._room.guard,
+            gates=self._room.gates,
             file=self._file,
             record=record,
             timing=self._room.cluster.timing,
             told=self._told(),
             fetch=self._exchange.fetch_pages,
+            intake=self.intake,
             is_file_new=is_new,
         )
         if self._is_stopping:
@@ -378,7 +374,6 @@ class ClusterShard:
         except StateWanted as wanted:
             await self._adopt_state(wanted.state)
         finally:
-            self._has_mended |= self.term.has_mended
             self._submitted_before += self.term.sealed_frames
             self.term = None
 
@@ -422,7 +417,7 @@ class ClusterShard:
             epoch=self._on_epoch,
             read=self._on_read,
             reported=self._on_reported,
-            moved=self.progress.wake,
+            moved=self._on_moved,
         )
 
     @property
@@ -432,12 +427,15 @@ class ClusterShard:
     def _make_file(self) -> ReplicaFile:
         if self._is_witness:
             return NoFile(shard=self.shard, path=self.path, limiter=self._node.capture_limiter)
-        return ReplicaFile(
+        file = ReplicaFile(
             shard=self.shard,
             path=self.path,
             guard=self._room.guard,
             limiter=self._node.capture_limiter,
+            on_unapplied=self.intake.on_unapplied,
         )
+        file.is_adopted, self.adopts_file = self.adopts_file, False
+        return file
 
     async def _close_file(self) -> None:
         file, self._file = self._file, None
@@ -500,6 +498,10 @@ class ClusterShard:
                 )
         self.progress.wake()
 
+    def _on_moved(self) -> None:
+        self.generations.look()
+        self.progress.wake()
+
     def _on_applied(self, seq: Seq) -> None:
         self.applied_seq = seq
         self.progress.wake()
@@ -537,6 +539,11 @@ class ClusterShard:
             if isinstance(message, Release) and peer.key == self.term.driver.replica.leader:
                 self._released = (message.epoch, message.target), trio.current_time()
             self.term.on_message(peer, message)
+
+    def take_frames(self, peer: Hello, records: tuple[bytes, ...]) -> bool:
+        """Take encoded frames if that is done at once; False: `on_frames` is needed."""
+        term = self.term
+        return term is not None and term.is_at_work and term.take_frames(peer, records)
 
     async def on_frames(self, peer: Hello, records: tuple[bytes, ...]) -> None:
         """Take encoded frames."""
@@ -623,9 +630,14 @@ class ClusterShard:
         return None
 
     async def survey(self) -> ArchiveSurveyed:
-        """Look into the archive."""
+        """Look into the archive, when it is this shard's turn to be born."""
+        assert self._nursery is not None, "a birth of a shard that does not run"
+        await self._room.births.turn(self._nursery, self._until_writing)
         surveyor = make_surveyor(self._node, self.shard, self.path, self.fence_and_scan)
         return await survey_archive(surveyor, await self.fence_and_scan())
+
+    async def _until_writing(self) -> None:
+        await self.progress.wait_until(lambda: self.term is not None and self.term.is_writing)
 
     async def keep_orphans(self, orphans: KeepOrphans) -> None:
         """Keep what a forced lineage may not contain; durable on return."""
@@ -669,11 +681,3 @@ class ClusterShard:
             )
         self.error = what
         self.progress.wake()
-
-
-def _pause_after(error: BasenetError, pause_s: float) -> float:
-    if isinstance(error, DatabaseReplaced):
-        return _RETRY_S
-    if isinstance(error, UsageError | ConflictError | CorruptionError):
-        return _REFUSED_RETRY_S
-    return pause_s

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from basenet.archive.pageset import SnapshotStart
+from basenet.config.model import NodeRole
 from basenet.daemon.chain import Parent
 from basenet.daemon.cluster.term import Term
 from basenet.daemon.node import Node
@@ -83,12 +84,15 @@ class ClusterReader:
         return term
 
     async def begin(self) -> SnapshotStart:
-        """Return where copying begins: the last settled frame."""
+        """Return where copying begins: the last settled frame that the file holds."""
         term = self._present()
-        self.keep_from = Seq(term.settler.settled[0] + 1)
+        if not term.settler.place[0]:
+            raise UnavailableError(f"the file of shard {self._shard.shard} is being mended.")
         async with term.branch.lock:
             tree = term.branch.final
-            seq = term.branch.final_place[0]
+            # A writer's file is ahead of what is settled, a replica's may be behind.
+            seq = min(term.branch.final_place[0], term.settler.place[0])
+        self.keep_from = Seq(seq + 1)
         return SnapshotStart(seq=seq, page_size=tree.page_size, db_pages=tree.db_pages)
 
     async def read_pages(self, first_pgno: int, count: int) -> memoryview:
@@ -104,17 +108,23 @@ class ClusterReader:
 
     async def finish(self) -> Head:
         """Return the head of a certified final frame that holds all that `read_pages` returned."""
-        try:
-            seq = await self._shard.capture_now()
-        except ConflictError as error:
-            raise UnavailableError(str(error)) from error
         with trio.move_on_after(_FINAL_S):
+            seq = await self._file_end()
             await self._present().settler.reached(seq)
             return await self._head_at(seq)
         raise UnavailableError(
-            f"frame {seq} of shard {self._shard.shard} is not final after {_FINAL_S:.0f} s: its "
+            f"what shard {self._shard.shard} holds is not final after {_FINAL_S:.0f} s: its "
             "snapshot is taken later."
         )
+
+    async def _file_end(self) -> Seq:
+        """Return the frame at or above everything that was read."""
+        if self._node.config.cluster.node_role is NodeRole.ARCHIVE:
+            return self._present().settler.settled[0]  # nothing else is ever injected
+        try:
+            return await self._shard.capture_now()
+        except ConflictError as error:
+            raise UnavailableError(str(error)) from error
 
     async def _head_at(self, seq: Seq) -> Head:
         """Return the head of the first certified frame from ``seq`` on, or of the last one."""

@@ -69,7 +69,7 @@ def make_surveyor(
         key=node.author.signer.public,
         trusted=node.trusted,
         place=Place(path),
-        may_restore=config.cluster.restore_if_missing,
+        may_restore=config.restore_if_missing,
         scan=scan,
     )
 

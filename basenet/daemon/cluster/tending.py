@@ -3,8 +3,8 @@
 Theory of operation
 ===================
 
-One task looks at all shards once a second. Three things it may do, each by means that an operator
-has, too:
+One task looks at all shards, at each once in `_TURNS` seconds, and at those where something is
+under way every second. Three things it may do, each by means that an operator has, too:
 
 *Home.* `BASE_WRITER` names where the application is that should write (Q26). After a failover
 another node leads; once the preferred one is a voter again, connected and caught up for `_HOME_S`
@@ -41,6 +41,7 @@ from basenet.wire.payload import Voter, VoterRole
 log = structlog.get_logger()
 
 _LOOK_S: Final = 1.0
+_TURNS: Final = 5
 _HOME_S: Final = 10.0
 _HOME_S_MAX: Final = 600.0
 _STABLE_S: Final = 60.0
@@ -125,19 +126,33 @@ class Steward:
         self._writer = config.writer
         self._is_witness = config.node_role is NodeRole.WITNESS
         self._watched: dict[ShardId, Watched] = {}
+        self._eager: set[ShardId] = set()
 
     async def run(self) -> None:
         """Look for ever."""
+        turn = 0
         while True:
             await trio.sleep(_LOOK_S)
-            for shard in list(self._shards.values()):
-                term = shard.term
-                if term is not None and term.is_at_work:
-                    self._tend(shard, term)
+            turn = (turn + 1) % _TURNS
+            for number, (shard, tended) in enumerate(list(self._shards.items())):
+                if number % _TURNS == turn or shard in self._eager or self._is_witness:
+                    self._look_at(tended)
 
-    def _tend(self, shard: Tended, term: Term) -> None:
+    def _look_at(self, shard: Tended) -> None:
+        term = shard.term
+        if term is None or not term.is_at_work:
+            return
+        watched = self._watched.get(shard.shard)
+        if watched is None:
+            watched = self._watched[shard.shard] = Watched()
+        self._tend(shard, term, watched)
+        if watched.since_s is not None or not term.driver.replica.is_voter:
+            self._eager.add(shard.shard)
+        else:
+            self._eager.discard(shard.shard)
+
+    def _tend(self, shard: Tended, term: Term, watched: Watched) -> None:
         replica, now_s = term.driver.replica, trio.current_time()
-        watched = self._watched.setdefault(shard.shard, Watched())
         if not replica.is_voter:
             self._ask(term, replica, watched, now_s)
             return
@@ -149,7 +164,8 @@ class Steward:
         if self._is_witness or is_stuck(term.settler):
             hold_s = 0.0 if self._is_witness else _STUCK_S
             if watched.is_due(now_s, hold_s, is_right=True):
-                self._hand_over(term, watched, self._any_able(replica), "cannot write here")
+                target = self._any_able(replica, watched.moves)
+                self._hand_over(term, watched, target, "cannot write here")
         elif self._writer not in (None, self._cluster.me.node_id):
             home = self._home(shard, replica, watched)
             if watched.is_due(now_s, _HOME_S, is_right=home is not None):
@@ -177,10 +193,15 @@ class Steward:
             return None
         return found[0]
 
-    def _any_able(self, replica: Replica) -> Voter | None:
+    def _any_able(self, replica: Replica, moves: int) -> Voter | None:
+        """Return a voter that could lead, another one after each of ``moves``.
+
+        It may be as unable to write as this node is, which is known there only: two such nodes
+        that always named each other would keep the lead from a third for ever.
+        """
         able = [one for one in replica.ballot.config.voters if self._is_able(replica, one)]
         able.sort(key=lambda one: one.node_id != self._writer)
-        return able[0] if able else None
+        return able[moves % len(able)] if able else None
 
     def _is_able(self, replica: Replica, voter: Voter) -> bool:
         hello = self._cluster.connected.get(voter.key)

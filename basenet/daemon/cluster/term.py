@@ -21,6 +21,7 @@ The database file is in one of three hands, and only one at a time:
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,10 +31,10 @@ import trio
 from basenet.daemon.cluster.adopting import StateWanted, find_undecided
 from basenet.daemon.cluster.branch import Branch, BranchLost
 from basenet.daemon.cluster.file import ReplicaFile
-from basenet.daemon.cluster.frames import Frames
-from basenet.daemon.cluster.gate import NEVER, Gate
-from basenet.daemon.cluster.guard import Guard
+from basenet.daemon.cluster.frames import Frames, Getter
+from basenet.daemon.cluster.gate import NEVER, Gate, Gates
 from basenet.daemon.cluster.historian import Historian
+from basenet.daemon.cluster.intake import Intake
 from basenet.daemon.cluster.orphaning import Bundler
 from basenet.daemon.cluster.orphans import Reason
 from basenet.daemon.cluster.perform import Performer
@@ -76,17 +77,16 @@ from basenet.engine.events import (
 )
 from basenet.engine.limits import Timing
 from basenet.engine.replica import Replica
-from basenet.errors import CorruptionError, PeerError
+from basenet.errors import CorruptionError
 from basenet.journal.records import ReplicaRecord, Step
 from basenet.sqlite.captured import Captured, Cursor
-from basenet.units import LocalNumber, Seq, ShardId
+from basenet.units import FrameHash, LocalNumber, Seq, ShardId
 from basenet.wire.certificate import Certificate
-from basenet.wire.frame import Frame, Head, decode_frame
+from basenet.wire.frame import Frame, Head
 from basenet.wire.hello import Hello
 from basenet.wire.merkle import StateTree
 from basenet.wire.message import Message, SyncRequest
 from basenet.wire.payload import VoterRole
-from basenet.wire.signature import is_signed
 from basenet.wire.tuples import Scope
 
 log = structlog.get_logger()
@@ -117,12 +117,13 @@ class Term:
         *,
         node: Node,
         peers: Peers,
-        guard: Guard,
+        gates: Gates,
         file: ReplicaFile,
         record: ReplicaRecord,
         timing: Timing,
         told: Told,
         fetch: FetchPages,
+        intake: Intake,
         is_file_new: bool,
     ) -> None:
         self._node = node
@@ -136,12 +137,14 @@ class Term:
         self.log = log.bind(shard=record.shard)
         self.frames = Frames(record.shard, node.journalist)
         self.file = file
-        self.has_mended = False
-        """Whether the file was brought to another state than the one it had."""
         self.is_at_work = False
         """Whether there is a replica to give events to."""
-        self._guard = guard
+        self._gates = gates
+        self._intake = intake
+        self._gate: Gate | None = None
+        self._has_led = False
         self.writer: Writer | None = None
+        self._is_undoing = False
         self._sealed_before = 0
         self.local_last = record.local_last
         self._stepped = trio.Event()
@@ -170,6 +173,7 @@ class Term:
     async def run(self) -> None:
         """Take part until something fails or `stop`."""
         journalist, record = self._node.journalist, self._record
+        journalist.begin_term(self.shard)
         leaves = await journalist.read(lambda journal: journal.leaves(self.shard))
         tree = StateTree(record.page_size, leaves)
         if tree.root() != record.tip.state_root:
@@ -198,8 +202,9 @@ class Term:
                 nursery.start_soon(self._historian.run)
                 await self._begin(record, found)
                 nursery.start_soon(self.driver.run_alarms)
-                nursery.start_soon(Gate(self, self._node.config.cluster, self._guard).run)
+                self._gate = self._gates.enter(self, self._start)
                 await self._stop.wait()
+                self._gate.leave()
                 if self._adopted is not None:
                     await self._give_up()
                 else:
@@ -208,6 +213,8 @@ class Term:
             if self._adopted is not None:
                 raise StateWanted(self._adopted)
         finally:
+            if self._gate is not None:
+                self._gate.leave()
             self._nursery, self.is_at_work = None, False
             self.close_fence()
             with trio.CancelScope(shield=True):
@@ -215,7 +222,7 @@ class Term:
                     await self.writer.end()
 
     def _build(self, record: ReplicaRecord, place: Place, final: Place) -> None:
-        peers, now = self._peers, instant()
+        peers = self._peers
         self.settler = Settler(
             node=self._node,
             shard=self.shard,
@@ -227,21 +234,6 @@ class Term:
             on_settled=self._told.settled,
             on_applied=self._on_applied,
         )
-        replica = Replica(
-            scope=Scope(record.lineage, self.shard),
-            me=(peers.signer.public, peers.journal_id),
-            signer=peers.signer,
-            verify=is_signed,
-            ballot=record.ballot,
-            heads=[*record.heads, record.tip],
-            configs=record.configs,
-            database=place,
-            local_last=record.local_last,
-            liveness=peers.liveness,
-            timing=self._timing,
-            now=now,
-            draw=lambda low, high: low + secrets.randbelow(high - low + 1),
-        )
         performer = Performer(
             shard=self.shard,
             lineage=record.lineage,
@@ -251,7 +243,10 @@ class Term:
             acts=self,
         )
         self.driver = Driver(
-            replica=replica, performer=performer, peers=peers, on_step=self._on_step
+            replica=self._make_replica(record, place),
+            performer=performer,
+            peers=peers,
+            on_step=self._on_step,
         )
         self._historian = Historian(
             journalist=self._node.journalist,
@@ -269,6 +264,25 @@ class Term:
             fetch=self._fetch,
         )
 
+    def _make_replica(self, record: ReplicaRecord, place: Place) -> Replica:
+        peers, traces = self._peers, self._node.traces
+        return Replica(
+            scope=Scope(record.lineage, self.shard),
+            me=(peers.signer.public, peers.journal_id),
+            signer=peers.signer,
+            verify=self._intake.verify,
+            ballot=record.ballot,
+            heads=[*record.heads, record.tip],
+            configs=record.configs,
+            database=place,
+            local_last=self.local_last,
+            liveness=peers.liveness,
+            timing=self._timing,
+            now=instant(),
+            draw=lambda low, high: low + secrets.randbelow(high - low + 1),
+            trace=None if traces is None else traces.tracer(self.shard, record.lineage),
+        )
+
     async def _begin(self, record: ReplicaRecord, found: Found) -> None:
         """Settle what a crash left unsettled, put the file in somebody's hand, boot the replica."""
         place, unsettled = found.place, unsettled_of(record)
@@ -278,15 +292,20 @@ class Term:
         if place == NOWHERE or is_strange:
             # Nothing may be injected into such a file.
             self.settler.hold_back()
+        if is_strange:
+            # Before anything else becomes final here: the state at the place is still known.
+            await self._put_aside(found)
+            # What was put aside has numbers, too.
+            self.driver.replica = self._make_replica(record, NOWHERE)
         if unsettled:
             certificate = record.ballot.certificate
             self.settler.put(
                 Finalize(heads=tuple(unsettled), certificate=certificate, is_own=is_own)
             )
-        if place == NOWHERE:
+        if is_strange:
+            pass  # it is being mended
+        elif place == NOWHERE:
             self.start_mending(None)
-        elif is_strange:
-            await self._put_aside(found)
         elif place[0] < self.settler.settled[0]:
             self.settler.hold_back()
             self._start(self.settler.catch_up)
@@ -329,6 +348,7 @@ class Term:
             await bundler.keep(
                 effect, items, kept=kept, local_last=self.local_last, reason=Reason.DEPOSED
             )
+            self._told.orphaned(kept.seq)
         await self._placing.note_nowhere()
 
     @property
@@ -394,7 +414,6 @@ class Term:
         ``pgnos``: what differs at most from the state at ``kept_seq``; None: any page may. The
         journal says `NOWHERE` already.
         """
-        self.has_mended = True
         self.settler.hold_back()
         self.settler.moved_to(NOWHERE)
 
@@ -432,12 +451,23 @@ class Term:
         """Return until when the application may write, as far as replica and file go."""
         now = instant()
         until = self.driver.replica.writable_until(now)
-        return until if until > now and self.settler.is_caught_up else NEVER
+        is_whole = self.settler.is_caught_up and not self._is_undoing
+        is_whole = is_whole and not self.driver.performer.is_undoing
+        return until if until > now and is_whole else NEVER
+
+    def lease_until(self) -> Instant:
+        """Return until when a quorum gave its lease; the past without one."""
+        return self._peers.liveness.lease_until(self._record.lineage, instant())
 
     @property
     def leads(self) -> bool:
         """Whether this node leads, so that a lease may come without a step."""
         return self.driver.replica.is_leader
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether capture has begun."""
+        return self.writer is not None
 
     def _begin_writing(self, cursor: Cursor, items: Sequence[Captured]) -> None:
         self.writer = writer = Writer(
@@ -466,6 +496,10 @@ class Term:
         stepped.set()
         if self.writer is not None:
             self.writer.look_again()
+        # A step of whoever does not lead is none of the gate's, but for the one that ended that.
+        has_led, self._has_led = self._has_led, self.leads
+        if self._gate is not None and (has_led or self._has_led):
+            self._gate.stepped()
 
     def _on_applied(self, seq: Seq) -> None:
         self.driver.step(Applied(seq=seq))
@@ -484,14 +518,26 @@ class Term:
             )
         )
 
+    def take_frames(self, peer: Hello, records: Sequence[bytes]) -> bool:
+        """Give a few frames to the replica, unless there is to be waited; raises `PeerError`."""
+        is_little = sum(map(len, records)) < _INLINE_BYTES
+        if not is_little or not self.driver.performer.has_room or not self.settler.has_room:
+            return False
+        self._step_frames(peer, self._intake.decode(records))
+        return True
+
     async def on_frames(self, peer: Hello, records: Sequence[bytes]) -> None:
         """Give frames to the replica; raises `PeerError` if one cannot be read.
 
         The peer is not heard further while the disk has enough to do with what came before.
         """
         await self._room()
-        frames = await self._decode(records)
-        self.driver.step(FramesReceived(sender=peer.key, frames=frames))
+        self._step_frames(peer, await self._decode(records))
+
+    def _step_frames(self, peer: Hello, frames: tuple[Frame, ...]) -> None:
+        replica, before = self.driver.replica, self.driver.replica.final.height
+        effects = self.driver.step(FramesReceived(sender=peer.key, frames=frames))
+        self._intake.on_frames(frames, replica, before, effects)
 
     async def on_final(
         self, peer: Hello, records: Sequence[bytes], certificate: Certificate | None
@@ -501,6 +547,7 @@ class Term:
         frames = await self._decode(records)
         before = self.driver.replica.final.height
         self.driver.step(FinalReceived(sender=peer.key, frames=frames, certificate=certificate))
+        self._intake.on_final(frames, self.driver.replica, before)
         if self.driver.replica.final.height > before:
             # There may be more where this came from.
             self.ask_history(peer)
@@ -520,8 +567,10 @@ class Term:
 
     async def _decode(self, records: Sequence[bytes]) -> tuple[Frame, ...]:
         if sum(map(len, records)) < _INLINE_BYTES:
-            return decode_all(records)
-        return await trio.to_thread.run_sync(decode_all, records, limiter=self._node.work_limiter)
+            return self._intake.decode(records)
+        return await trio.to_thread.run_sync(
+            self._intake.decode, records, limiter=self._node.work_limiter
+        )
 
     def on_unreachable(self, peer: Hello) -> None:
         """Take the hint that a peer's process is gone."""
@@ -540,25 +589,35 @@ class Term:
         if step.local_last is not None:
             self.local_last = LocalNumber(max(self.local_last, step.local_last))
 
-    def finalize(self, effect: Finalize) -> None:
-        """Settle, show and apply what is final."""
-        self.settler.put(effect)
+    def show_final(self, effect: Finalize) -> None:
+        """Show what is final."""
         self._told.final(effect.heads)
+
+    def finalize(self, effect: Finalize) -> None:
+        """Settle and apply what is final."""
+        self.settler.put(effect)
 
     def judge(self, effect: Judge) -> None:
         """Compute state roots and answer `Judged`."""
         assert self._nursery is not None, "an effect of a term that has ended"
-        self._nursery.start_soon(self._judge, effect)
+        heads, branch = effect.heads, self.branch
+        get = self.frames.getter(self._node.journalist.journal, heads)
+        is_little = branch.is_next(heads) and self.frames.holds(heads)
+        if not is_little or branch.lock.locked():
+            self._nursery.start_soon(self._judge, effect, get)
+            return
+        with suppress(BranchLost):
+            self._answer(effect, branch.judge(heads, get))
 
-    async def _judge(self, effect: Judge) -> None:
-        get = self.frames.getter(self._node.journalist.journal, effect.heads)
-        try:
+    async def _judge(self, effect: Judge, get: Getter) -> None:
+        with suppress(BranchLost):  # the replica knows, and asks no more
             async with self.branch.lock:
                 wrong = await trio.to_thread.run_sync(
                     self.branch.judge, effect.heads, get, limiter=self._node.work_limiter
                 )
-        except BranchLost:
-            return  # the replica knows, and asks no more
+            self._answer(effect, wrong)
+
+    def _answer(self, effect: Judge, wrong: FrameHash | None) -> None:
         if wrong is not None:
             self.log.error("root_refused", frame=wrong.hex())
         self.driver.step(
@@ -576,11 +635,13 @@ class Term:
 
     async def orphan(self, effect: Orphan) -> None:
         """Keep what is lost; then have the file mended."""
+        self._is_undoing = True  # whoever leads again meanwhile does not write yet
         await self.settler.drained()
         await self.file.held()
         items = await self._end_writing()
         if effect.heads or items:
             await self._bundle(effect, items, Reason.DEPOSED)
+        self._is_undoing = False
 
     async def _bundle(self, effect: Orphan, items: Sequence[Captured], reason: Reason) -> None:
         """Make what is lost durable, then have the file mended."""
@@ -633,14 +694,3 @@ class Term:
     def report(self, effect: Report) -> None:
         """Tell the operator."""
         self._told.reported(effect)
-
-
-def decode_all(records: Sequence[bytes]) -> tuple[Frame, ...]:
-    """Return the frames of a peer; raises `PeerError` if one is of version 1."""
-    frames: list[Frame] = []
-    for record in records:
-        frame = decode_frame(record)
-        if not isinstance(frame, Frame):
-            raise PeerError("a peer sent a frame of version 1")
-        frames.append(frame)
-    return tuple(frames)

@@ -11,9 +11,11 @@ closes and opens again, and what was committed meanwhile waits::
     capture thread ──▶ Waiting ──frame: hash, encode──▶ framed ──seal──▶ the replica
                        commits                          events           FramesCaptured
 
-*Group commit.* What waits is sealed as soon as the frames before it are durable here and sent; so
-a lone commit is sealed at once, and under load everything that came during one fsync shares the
-next. A few commits become a frame each, many become few frames.
+*Group commit.* What waits is sealed as soon as no transaction of the journal is under way, and in
+the same breath in which the next one is made (`Performer.on_turn`); so a lone commit is sealed at
+once, and under load everything that came during one fsync shares the next. A few commits become a
+frame each, many become few frames. Framing them is CPU work: a few pages are framed where they are
+sealed, since a thread and back take longer, and more in a thread.
 
 A transaction's pages are taken to the branch's tip before it is sealed (`Branch.take`), because the
 state root is part of the frame. What is framed and cannot be sealed yet waits in `_framed`.
@@ -32,11 +34,11 @@ from basenet.daemon.cluster.branch import Branch, Change
 from basenet.daemon.cluster.frames import Frames, Getter
 from basenet.daemon.cluster.replica import Driver
 from basenet.daemon.cluster.resuming import Resumed
-from basenet.daemon.follow import Follower
+from basenet.daemon.follow import Follower, Nap
 from basenet.daemon.node import Node
 from basenet.daemon.pump import coalesce
 from basenet.daemon.session import flagged, require_ours
-from basenet.daemon.waiting import Waiting
+from basenet.daemon.waiting import TAKEN_BYTES_MAX, Waiting
 from basenet.engine.effects import Persist
 from basenet.engine.events import FrameCaptured, FramesCaptured
 from basenet.errors import UnavailableError
@@ -45,7 +47,7 @@ from basenet.sqlite.attach import Database
 from basenet.sqlite.capture import Capture, CapturePolicy, Gap
 from basenet.sqlite.captured import Captured, CaptureFlag, Cursor
 from basenet.sqlite.pages import PageView
-from basenet.units import SALT_BYTES, FrameHash, LocalNumber, ShardId, TimestampNs
+from basenet.units import KIB, SALT_BYTES, FrameHash, LocalNumber, ShardId, TimestampNs
 from basenet.wire.frame import Flag
 from basenet.wire.payload import CommitPayload, encode_commit
 
@@ -53,6 +55,12 @@ log = structlog.get_logger()
 
 # So many commits that wait become a frame each; more are merged.
 _SINGLE_FRAMES_MAX: Final = 8
+# So much is framed without a thread.
+_INLINE_BYTES: Final = 64 * KIB
+# Of a database in use: a look costs 30 us, and a commit waits half of this for one. A wake-up by
+# inotify, thread and pin included, costs as much as ten looks.
+_LOOK_S: Final = 0.001
+_ACTIVE_S: Final = 0.015
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +114,14 @@ class Writer:
         self._frames = frames
         self._driver = driver
         self.local_last = local_last
-        self.capture = Capture(database, policy=CapturePolicy(node.config.capture.value))
+        nap = Nap()
+        self.capture = Capture(
+            database,
+            policy=CapturePolicy(node.config.capture.value),
+            nap=nap.sleep,
+            pause_s_max=_LOOK_S,
+            active_s=_ACTIVE_S,
+        )
         self.capture.restart_at(cursor)
         self.waiting = Waiting(self._notify)
         self._token = trio.lowlevel.current_trio_token()
@@ -132,17 +147,22 @@ class Writer:
             bridge=self._bridge,
             file_lock=self.file_lock,
             sink=self._take,
+            nap=nap,
         )
 
     # What capture asks.
 
     def _notify(self) -> None:
-        self._token.run_sync_soon(self.look_again, idempotent=True)
+        self._token.run_sync_soon(self._on_arrival, idempotent=True)
+
+    def _on_arrival(self) -> None:
+        self._arrived.set()
+        self.look_again()
 
     def look_again(self) -> None:
         """See whether something can be sealed now: commits came, or the replica moved."""
-        self._news.set()
-        self._arrived.set()
+        if self._framed or not self.waiting.is_empty:
+            self._news.set()
 
     async def room(self) -> None:
         """Return when capture may go on reading."""
@@ -164,12 +184,17 @@ class Writer:
 
     async def run(self) -> None:
         """Capture and seal until `finish`."""
+        performer, wake = self._driver.performer, self._node.waker.wake
+        performer.on_turn = self._on_turn
+        wake.resume(self._shard)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._seal_forever)
                 await self.follower.run()
                 nursery.cancel_scope.cancel()
         finally:
+            performer.on_turn = None
+            wake.pause(self._shard)
             self._has_ended = True
             self.follower.end()
             self.waiting.close()
@@ -252,44 +277,73 @@ class Writer:
         while True:
             await self._news.wait()
             self._news = trio.Event()
-            while await self._seal_some():
-                # Group commit: what comes while this is made durable shares the next frames.
-                await self._driver.performer.idle()
+            # What comes while a transaction is made is sealed when it is durable.
+            if not self._driver.performer.is_persisting or self._must_frame:
+                await self._seal_some()
 
-    async def _seal_some(self) -> bool:
-        """Frame and seal what can be; return whether anything was."""
-        if self._is_finishing:
+    def _on_turn(self) -> None:
+        """Seal what may share the next transaction."""
+        if not self._seal_at_once():
+            self.look_again()
+
+    def _seal_at_once(self) -> bool:
+        """Seal what is framed, or what waits if framing it is little work; return whether it was.
+
+        For little work nothing is waited for: neither a thread nor whoever has the trees.
+        """
+        if self._is_finishing or self._is_framing or not self._driver.can_seal:
             return False
-        if not self._framed and (self._driver.can_seal or self._must_frame):
-            await self._frame(self.waiting.take())
-        if not self._framed or self._is_finishing or not self._driver.can_seal:
-            return False
-        framed, self._framed = self._framed, []
-        self._seal(framed)
+        if not self._framed:
+            base = self._base()
+            is_little = 0 < self.waiting.raw_bytes <= _INLINE_BYTES
+            if not is_little or self._branch.lock.locked() or not self._branch.is_at(base, 0):
+                return False
+            pieces = self._take_pieces(_INLINE_BYTES)
+            self._framed = self._frame_all(pieces, base, self._getter())
+        if self._framed:
+            framed, self._framed = self._framed, []
+            self._seal(framed)
         return True
 
-    async def _frame(self, items: list[Captured]) -> None:
-        """Take pages to the branch's tip, and make events of them."""
-        if not items:
+    async def _seal_some(self) -> None:
+        """Frame and seal what can be."""
+        if self._seal_at_once() or self._is_finishing:
             return
+        if not self._framed and (self._driver.can_seal or self._must_frame):
+            await self._frame()
+            self._seal_at_once()
+
+    async def _frame(self) -> None:
+        """Take pages to the branch's tip, and make events of them, in a thread."""
         self._is_framing = True
         try:
-            self._taken_count += len(items)
-            self._wake_takers()
-            pieces: Sequence[Captured] = items
-            if len(items) > _SINGLE_FRAMES_MAX:
-                pieces = coalesce(items, is_run_open=self._driver.replica.is_run_open)
+            pieces = self._take_pieces(TAKEN_BYTES_MAX)
+            if not pieces:
+                return
             async with self._branch.lock:
-                base = self._base()
-                # A CONFIG that was sealed just now is on its way into the journal.
-                tip = self._driver.replica.tip
-                get = self._frames.getter(self._node.journalist.journal, (tip,))
                 self._framed += await trio.to_thread.run_sync(
-                    self._frame_all, pieces, base, get, limiter=self._node.work_limiter
+                    self._frame_all,
+                    pieces,
+                    self._base(),
+                    self._getter(),
+                    limiter=self._node.work_limiter,
                 )
         finally:
             self._is_framing = False
             self._wake_takers()
+
+    def _take_pieces(self, bytes_max: int) -> Sequence[Captured]:
+        items = self.waiting.take(bytes_max)
+        self._taken_count += len(items)
+        self._wake_takers()
+        if len(items) > _SINGLE_FRAMES_MAX:
+            return coalesce(items, is_run_open=self._driver.replica.is_run_open)
+        return items
+
+    def _getter(self) -> Getter:
+        # A CONFIG that was sealed just now is on its way into the journal.
+        tip = self._driver.replica.tip
+        return self._frames.getter(self._node.journalist.journal, (tip,))
 
     def _base(self) -> FrameHash:
         """Return the frame at which the file stands but for what is framed; under the lock.
@@ -391,10 +445,8 @@ class Writer:
             return bytes(tree.leaves) if tree.page_size == self._database.page_size else b""
 
         async with self._branch.lock:
-            tip = self._driver.replica.tip
-            get = self._frames.getter(self._node.journalist.journal, (tip,))
             return await trio.to_thread.run_sync(
-                read, self._base(), get, limiter=self._node.work_limiter
+                read, self._base(), self._getter(), limiter=self._node.work_limiter
             )
 
     def _hand_over_difference(self, leaves: bytes) -> Cursor:

@@ -18,6 +18,7 @@ round was lapped, what the machine was and how loaded, is printed with the table
 `contenders`   what may run beside the application, and how it is started
 `sidecars`     basenet and litestream as one interface
 `loads`        running the writer; its report as a value
+`clusters`     nodes on loopback, what they take, who waits for a commit
 `restoring`    running a restore command; what it cost; is what came back the source
 `report`       lines, their table and their JSON
 `machine`      what this was measured on

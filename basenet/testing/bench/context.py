@@ -19,13 +19,15 @@ class Context:
     """``root``: everything is below it. ``is_quick``: small numbers, to see that it works.
 
     ``pairs``: how many rounds a ratio is the median of. ``only``: the labels of the contenders to
-    run, empty for all.
+    run, empty for all. ``trials``, ``join_mb``: how often, and how large, in rows of a cluster.
     """
 
     root: Path
     is_quick: bool = False
     pairs: int = 5
     only: frozenset[str] = frozenset()
+    trials: int = 20
+    join_mb: int = 1_000
 
     def wants(self, contender: Contender) -> bool:
         """Return whether ``contender`` takes part."""

@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             is_quick=options.quick,
             pairs=options.pairs or (1 if options.quick else 5),
             only=frozenset(options.contenders),
+            trials=options.trials,
+            join_mb=options.join_mb,
         )
         for name in options.rows:
             context.say(f"row {name}")
@@ -68,6 +70,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"which contenders; all: {','.join(labels)}",
     )
     parser.add_argument("--pairs", type=int, help="rounds that a ratio is the median of [5]")
+    parser.add_argument(
+        "--trials", type=int, default=20, help="deaths of the writer in cluster-failover [20]"
+    )
+    parser.add_argument(
+        "--join-mb", type=int, default=1000, help="size of the database in cluster-join [1000]"
+    )
     parser.add_argument("--quick", action="store_true", help="small loads: does it all work?")
     parser.add_argument("--json", action="store_true", help="print every number, as JSON")
     parser.add_argument(

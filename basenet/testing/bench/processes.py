@@ -59,17 +59,7 @@ class Process:
     def usage(self) -> Usage:
         """Return what the child took up to now."""
         self.check_alive()
-        root = Path(f"/proc/{self.pid}")
-        fields = (root / "stat").read_text().rpartition(")")[2].split()
-        status = dict(
-            line.split(":", 1) for line in (root / "status").read_text().splitlines() if ":" in line
-        )
-        return Usage(
-            cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND,
-            resident_bytes=int(status["VmRSS"].split()[0]) * 1024,
-            peak_bytes=int(status["VmHWM"].split()[0]) * 1024,
-            descriptors=sum(1 for _ in (root / "fd").iterdir()),
-        )
+        return usage_of(self.pid)
 
     def wait(self, seconds_max: float) -> int:
         """Return the exit code; raise `UnavailableError` if the child takes longer."""
@@ -96,6 +86,21 @@ class Process:
         if self._child.poll() is None:
             self._child.kill()
         self._child.wait()
+
+
+def usage_of(pid: int) -> Usage:
+    """Return what a process took up to now."""
+    root = Path(f"/proc/{pid}")
+    fields = (root / "stat").read_text().rpartition(")")[2].split()
+    status = dict(
+        line.split(":", 1) for line in (root / "status").read_text().splitlines() if ":" in line
+    )
+    return Usage(
+        cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND,
+        resident_bytes=int(status["VmRSS"].split()[0]) * 1024,
+        peak_bytes=int(status["VmHWM"].split()[0]) * 1024,
+        descriptors=sum(1 for _ in (root / "fd").iterdir()),
+    )
 
 
 def wait_until(

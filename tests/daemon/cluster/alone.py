@@ -10,6 +10,8 @@ import trio
 
 from basenet.daemon.cluster.adopting import StateWanted
 from basenet.daemon.cluster.file import ReplicaFile
+from basenet.daemon.cluster.gate import Gates
+from basenet.daemon.cluster.intake import Intake
 from basenet.daemon.cluster.ports import Peers
 from basenet.daemon.cluster.term import Term, Told
 from basenet.daemon.framer import instant
@@ -137,17 +139,20 @@ async def alone(
         assert record is not None
         file = ReplicaFile(shard=SHARD, path=path, guard=guard, limiter=trio.CapacityLimiter(4))
         told: list[tuple[str, Any]] = []
+        timing = Timing()
+        gates = Gates(node.config.cluster, guard, lease=timing.lease)
         is_new = await file.open(page_size=PAGE_SIZE)
         try:
             term = kind(
                 node=node,
                 peers=cast("Peers", NoPeers()),
-                guard=guard,
+                gates=gates,
                 file=file,
                 record=record,
-                timing=Timing(),
+                timing=timing,
                 told=_told(told),
                 fetch=_no_pages,
+                intake=Intake(SHARD),
                 is_file_new=is_new,
             )
             async with trio.open_nursery() as nursery:
@@ -162,6 +167,7 @@ async def alone(
                         ended.set()
 
                 nursery.start_soon(run)
+                nursery.start_soon(gates.run)
                 await eventually(lambda: term.is_at_work or ended.is_set())
                 yield Alone(node, term, file, told)
                 if is_killed:
@@ -169,5 +175,6 @@ async def alone(
                 term.stop()
                 with trio.fail_after(20):
                     await ended.wait()
+                nursery.cancel_scope.cancel()
         finally:
             await file.close()

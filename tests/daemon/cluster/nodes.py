@@ -166,6 +166,9 @@ class Port:
     def on_message(self, peer: Hello, message: Message) -> None:
         self._note(peer, message)
 
+    def take_frames(self, _peer: Hello, _records: tuple[bytes, ...]) -> bool:
+        return False
+
     async def on_frames(self, peer: Hello, records: tuple[bytes, ...]) -> None:
         await self._take(peer, records)
 
@@ -242,6 +245,7 @@ def make_config(folder: Path, name: str, *, expect: int, names: tuple[str, ...])
         config.cluster,
         peers=tuple(Endpoint(host=f"{other}.test", port=1) for other in names),
         listen_p2p=LOOPBACK,
+        advertise_http=None,
         bootstrap_expect=expect,
         tls=tls,
     )
@@ -258,6 +262,7 @@ async def running(
     journal: MemoryJournal | None = None,
     journalist: Any = None,
     expect: int = 3,
+    http: str | None = None,
 ) -> AsyncIterator[Running]:
     """Node ``name``, on a port of its own that ``directory`` is told."""
     if journalist is None:
@@ -276,6 +281,7 @@ async def running(
         journalist=journalist,
         journal_is_alive=lambda: alive["journal"],
         on_rolled_back=note,
+        http=http,
         resolver=directory,
     )
     for port in ports:

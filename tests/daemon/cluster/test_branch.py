@@ -155,6 +155,26 @@ def test_settled_groups_are_those_that_changed() -> None:
     assert StateTree(512, leaves).root() == root_of(chain, 5)
 
 
+def test_what_is_little_work_is_told() -> None:
+    """A few pages right behind the tip; and to settle, what was judged or sealed here."""
+    chain = small()
+    for _ in range(12):
+        chain.random_commit()
+    branch, get = branch_of(chain), getter(chain)
+    assert branch.is_at(chain.frame(1).head.hash, 0)
+    assert branch.is_next(heads_of(chain, 2, 3))
+    assert not branch.is_next(heads_of(chain, 3, 4))
+    assert not branch.is_next(heads_of(chain, 2, 12))
+    assert not branch.is_remembered(heads_of(chain, 2, 3))
+    assert branch.judge(heads_of(chain, 2, 4), get) is None
+    assert branch.is_at(chain.frame(4).head.hash, 0)
+    assert branch.is_remembered(heads_of(chain, 2, 4))
+    assert not branch.is_remembered(heads_of(chain, 2, 5))
+    branch.take(captured(chain, chain.frame(5)))
+    assert branch.is_at(chain.frame(4).head.hash, 1)
+    assert not branch.is_next(heads_of(chain, 5, 6))
+
+
 def test_a_wrong_root_is_the_first_that_is_wrong() -> None:
     """What comes before it was right, and can be judged on."""
     chain, other = small(), small()

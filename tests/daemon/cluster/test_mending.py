@@ -256,7 +256,7 @@ async def test_the_version_bytes_of_page_1_are_ours_to_write(
 async def test_a_file_that_is_there_already_is_left_alone(
     path: Path, socket: Path, source: Source
 ) -> None:
-    """Nothing is journalled and nothing written; the same for a state without a page."""
+    """Nothing is journalled and nothing written."""
 
     async def never(_: Prepared) -> None:
         raise AssertionError
@@ -265,9 +265,38 @@ async def test_a_file_that_is_there_already_is_left_alone(
         await apply(here.file, whole_of(source))
         state, before = State.of(source), await here.file.position()
         assert (await here.file.mend(state.target(), StateSources(), never)).pages == 0
-        none = Target(page_size=0, db_pages=0, leaf=state.leaf)
-        assert (await here.file.mend(none, StateSources(), never)).pages == 0
         assert await here.file.position() == before
+
+
+async def test_a_state_without_a_page_is_an_empty_file(
+    path: Path, socket: Path, source: Source
+) -> None:
+    """No transaction leads there: what the file holds is moved aside, once nobody has it open."""
+    async with opened(path, socket) as here:
+        state = State.of(source)
+        none = Target(page_size=here.file.database.page_size, db_pages=0, leaf=state.leaf)
+        before = await here.file.position()
+        assert (await here.file.mend(none, StateSources())).set_aside is None
+        assert await here.file.position() == before
+        await apply(here.file, whole_of(source))
+        with Application(path) as app:
+            app.sql("SELECT count(*) FROM t")
+            with pytest.raises(UnavailableError, match="stop the application once"):
+                await here.file.mend(none, StateSources())
+        fence = here.file.fence
+        assert fence is not None
+        fence.on_replaced = here.release
+        done = await here.file.mend(none, StateSources())
+        assert done.set_aside == path.with_name("app.db.never-final")
+        assert content_of(done.set_aside) == content_of(source.path)
+        assert (await here.file.facts()).db_pages <= 1
+        fence = here.file.fence
+        assert fence is not None
+        assert fence.on_replaced == here.release
+        assert here.file.is_fenced
+        # What becomes final next begins with every page.
+        await apply(here.file, whole_of(source))
+        assert await root_now(here.file) == state.root
 
 
 async def test_only_the_pages_that_are_named_are_looked_at(

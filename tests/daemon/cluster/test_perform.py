@@ -1,6 +1,7 @@
 """Effects become acts: nothing behind a `Persist` before it is durable, an `Orphan` alone."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ from basenet.journal.records import Step
 from basenet.units import Epoch, LocalNumber, PublicKeyBytes, Seq, View
 from basenet.wire.frame import Frame, decode_frame
 from basenet.wire.message import SyncRequest
-from tests.fakes.branching import SHARD, Branching
+from tests.fakes.branching import SHARD, Branching, ballot_of, certify
 
 TO = (PublicKeyBytes(b"p" * 32),)
 LINEAGE = Branching().chain.lineage
@@ -48,6 +49,7 @@ class World:
         self.disk.set()
         self.orphan_may_end = trio.Event()
         self.failure: Exception | None = None
+        self.patience_s = 0.0
         frames = Frames(SHARD, cast("Journalist", self))
         self.performer = Performer(
             shard=SHARD,
@@ -58,7 +60,10 @@ class World:
             acts=cast("Acts", self),
         )
 
-    async def keep(self, step: Step, sync: Callable[[], None] | None) -> None:
+    async def keep(
+        self, step: Step, sync: Callable[[], None] | None, patience_s: float = 0.0
+    ) -> None:
+        self.patience_s = patience_s
         self.done.append("keep")
         await self.disk.wait()
         if self.failure is not None:
@@ -84,6 +89,9 @@ class World:
         self.done.append(f"orphan {effect.kept_height}")
         await self.orphan_may_end.wait()
         self.done.append("orphaned")
+
+    def hurry(self) -> None:
+        self.done.append("hurry")
 
     def __getattr__(self, name: str) -> Callable[[Any], None]:
         def act(_effect: object) -> None:
@@ -177,7 +185,7 @@ async def test_a_transaction_holds_what_all_its_steps_say() -> None:
 
 
 async def test_every_effect_has_its_act() -> None:
-    """In the order listed."""
+    """In the order listed, but for the question, which waits for nothing."""
     effects: list[Effect] = [
         Finalize(heads=(), certificate=None, is_own=False),
         Judge(epoch=Epoch(1), view=View(0), heads=()),
@@ -190,7 +198,15 @@ async def test_every_effect_has_its_act() -> None:
     world.performer.put([])
     world.performer.put(effects)
     await until_idle(world)
-    assert world.done == ["finalize", "judge", "fence", "serve_final", "read_ready", "report"]
+    assert world.done == [
+        "judge",
+        "show_final",
+        "finalize",
+        "fence",
+        "serve_final",
+        "read_ready",
+        "report",
+    ]
 
 
 async def test_a_failed_keep_ends_it_and_nothing_behind_it_is_done() -> None:
@@ -269,3 +285,179 @@ def test_what_is_held_in_memory_is_bounded() -> None:
         held = [one for one in kept if one.head.hash in frames._held]
         assert held == kept[max(0, number - 1) : number + 1]
     assert frames._bytes == 14 * 2**20
+
+
+# What waits for nothing, and what waits for company.
+
+
+def proven(*frames: Frame) -> Finalize:
+    """These are final by a certificate for the last of them."""
+    heads = tuple(frame.head for frame in frames)
+    return Finalize(heads=heads, certificate=certify(heads[-1]), is_own=True)
+
+
+def decision() -> Persist:
+    """A step that has decided something, and keeps no frame."""
+    story = Branching()
+    return Persist(ballot=ballot_of(story.config, story.chain.tip.head))
+
+
+@asynccontextmanager
+async def blocked(world: World) -> AsyncIterator[None]:
+    """Run the performer for the body; the disk is asked and does not answer yet."""
+    world.disk = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.performer.run)
+        yield
+        world.disk.set()
+        await world.performer.idle()
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_a_certificate_proves_is_shown_and_settled_beside_its_transaction() -> None:
+    """Its voters have it; only the message about it waits. Then nothing else is in a hurry."""
+    frame = Branching().chain.random_commit()
+    world = World()
+    async with blocked(world):
+        world.performer.put([decision(), proven(frame), send(1)])
+        assert world.done == ["show_final"]
+        await wait_all_tasks_blocked()
+        assert world.done == ["show_final", "finalize", "keep"]
+        assert not world.patience_s
+    assert world.done == ["show_final", "finalize", "keep", "kept", "send 1"]
+
+
+async def test_a_decision_that_nobody_waits_for_is_patient_until_somebody_comes() -> None:
+    """It shares the transaction of what it settles."""
+    frame = Branching().chain.random_commit()
+    world = World()
+    async with blocked(world):
+        world.performer.put([decision(), proven(frame)])
+        await wait_all_tasks_blocked()
+        assert world.patience_s
+        assert world.done == ["show_final", "finalize", "keep"]
+        world.performer.put([send(1)])
+        assert world.done[-1] == "hurry"
+
+
+def make_undecided(kind: str, frame: Frame) -> list[Effect]:
+    """What may stand in front of a proven `Finalize` of ``frame``, and speaks against showing."""
+    match kind:
+        case "own frame":
+            return [own(frame, 1)]
+        case "vote":
+            return [decision()]
+        case "unproven":
+            return [Persist(), Finalize(heads=(frame.head,), certificate=None, is_own=True)]
+        case _:
+            return [orphan(1)]
+
+
+@pytest.mark.parametrize("kind", ["own frame", "vote", "unproven", "orphan"])
+@pytest.mark.parametrize("is_begun", [True, False])
+async def test_nothing_is_shown_before_what_it_could_rest_on(kind: str, *, is_begun: bool) -> None:
+    """Whether that waits or is being synced."""
+    frame = Branching().chain.random_commit()
+    world = World()
+    async with blocked(world):
+        world.performer.put(make_undecided(kind, frame))
+        if is_begun:
+            await wait_all_tasks_blocked()
+        world.performer.put([decision(), proven(frame), send(1)])
+        await wait_all_tasks_blocked()
+        assert "show_final" not in world.done
+        world.orphan_may_end.set()
+    assert world.done.count("show_final") == world.done.count("finalize")
+    assert world.done[-3:] == ["show_final", "finalize", "send 1"] or kind == "orphan"
+    assert "show_final" in world.done
+
+
+async def test_own_frames_above_it_do_not_hold_it_up() -> None:
+    """The next commit is on its way to the disk while the last one becomes final."""
+    chain = Branching().chain
+    one, two = chain.random_commit(), chain.random_commit()
+    world = World()
+    async with blocked(world):
+        world.performer.put([own(two, 2)])
+        await wait_all_tasks_blocked()
+        world.performer.put([decision(), proven(one), send(1)])
+        assert world.done[-1] == "show_final"
+    assert world.done[-4:] == ["finalize", "keep", "kept", "send 1"]
+
+
+async def test_an_epoch_does_not_end_early() -> None:
+    """Whatever proves a CONFIG final, its effects come in their order."""
+    story = Branching()
+    (row,) = story.new_config()
+    frame = cast("Frame", decode_frame(row.record))
+    world = World()
+    async with blocked(world):
+        world.performer.put([decision(), proven(frame), send(1)])
+        await wait_all_tasks_blocked()
+        assert world.done == ["keep"]
+    assert world.done == ["keep", "kept", "show_final", "finalize", "send 1"]
+
+
+async def test_a_question_waits_for_nothing_but_its_frames() -> None:
+    """It is asked while they are being synced; and in its order where something is undone."""
+    frame = Branching().chain.random_commit()
+    question = Judge(epoch=Epoch(1), view=View(0), heads=(frame.head,))
+    world = World()
+    async with blocked(world):
+        world.performer.put([Persist(frames=(frame,), ballot=decision().ballot), send(1)])
+        await wait_all_tasks_blocked()
+        world.performer.put([question])
+        assert world.done == ["keep", "judge"]
+        world.performer.put([orphan(1), question])
+        assert world.done == ["keep", "judge"]
+        world.orphan_may_end.set()
+    assert world.done[-1] == "judge"
+
+
+async def test_frames_of_others_wait_for_the_vote_that_speaks_of_them(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """One transaction keeps both; without a vote they wait a moment, and not beyond a megabyte."""
+    del autojump_clock
+    chain = Branching().chain
+    frame = chain.random_commit()
+    world = World()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.performer.run)
+        world.performer.put([Persist(frames=(frame,))])
+        world.performer.put([decision(), send(1)])
+        await world.performer.idle()
+        assert world.performer.persisted == 1
+        (step,) = world.steps
+        assert (len(step.frames), step.ballot is None) == (1, False)
+        began = trio.current_time()
+        world.performer.put([Persist(frames=(frame,))])
+        await world.performer.idle()
+        assert trio.current_time() > began
+        began = trio.current_time()
+        count = 2**20 // frame.head.payload_len + 1
+        world.performer.put([Persist(frames=(frame,) * count)])
+        await world.performer.idle()
+        assert trio.current_time() == began
+        nursery.cancel_scope.cancel()
+
+
+async def test_own_commits_that_wait_share_the_transaction_that_is_about_to_be_made() -> None:
+    """They are asked for when one is durable, before the next one is taken."""
+    chain = Branching().chain
+    world = World()
+    waiting = [own(chain.random_commit(), number) for number in (1, 2)]
+
+    def seal() -> None:
+        if waiting and not world.performer.is_persisting:
+            world.performer.put([waiting.pop(0)])
+
+    world.performer.on_turn = seal
+    async with blocked(world):
+        world.performer.put([decision(), send(1)])
+        await wait_all_tasks_blocked()
+        world.performer.put([decision(), send(2)])
+    first, second = world.steps
+    assert [row.head.seq for row in first.frames] == [2]
+    assert [row.head.seq for row in second.frames] == [3]
+    assert second.ballot is not None

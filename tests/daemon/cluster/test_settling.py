@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
 
 from basenet.daemon.cluster import settling
 from basenet.daemon.cluster.placing import unsettled_of
-from basenet.daemon.cluster.settling import read_whole
+from basenet.daemon.cluster.settling import changes_of, read_whole
 from basenet.engine.adoption import NOWHERE
 from basenet.engine.effects import Finalize
 from basenet.journal.records import BranchRow
 from basenet.units import Seq
 from tests.daemon.cluster.lines import Bench, Line, a_line, at_bench, finalize
+from tests.daemon.cluster.nodes import eventually
 from tests.fakes.branching import SHARD
 
 
@@ -118,8 +118,7 @@ async def test_settling_goes_on_while_somebody_mends(tmp_path: Path) -> None:
             with trio.fail_after(10):
                 await bench.settler.reached(7)
                 await bench.settler.drained()
-                await wait_all_tasks_blocked(0.01)
-            assert bench.settler.is_caught_up
+                await eventually(lambda: bench.settler.is_caught_up)
             assert await bench.holds()
             nursery.cancel_scope.cancel()
 
@@ -142,6 +141,110 @@ async def test_peers_wait_while_too_much_is_not_settled(
                 await bench.settler.settled_up_to(4)
             nursery.cancel_scope.cancel()
         assert bench.settler.settled[0] == 4
+
+
+def seqs_of(bench: Bench) -> list[list[int]]:
+    """What was settled, batch by batch."""
+    return [[one.head.seq for one in frames] for frames, _ in bench.settled]
+
+
+async def test_a_frame_without_pages_moves_the_place_alone(tmp_path: Path) -> None:
+    """A CONFIG is applied by nothing being written; also from the log."""
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        await settle(bench, line.keep(bench.journal, line.create()))
+        before = await bench.file.position()
+        await settle(bench, line.keep(bench.journal, line.branching.new_config()))
+        assert bench.settler.place[0] == 3
+        bench.settler.hold_back()
+        await settle(bench, line.keep(bench.journal, line.branching.new_config()))
+        assert (bench.settler.place[0], bench.settler.applied_seq) == (3, 3)
+        await bench.settler.catch_up()
+        assert bench.now().place == bench.settler.place == bench.settler.settled
+        assert bench.settler.place[0] == 4
+        assert await bench.file.position() == before
+        assert bench.settler.applied_frames == 1
+
+
+async def test_what_the_file_holds_already_is_not_applied_again(tmp_path: Path) -> None:
+    """Though others tell it: the place of a file that is ahead never goes back."""
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        rows = [line.create(), line.commit(), line.commit()]
+        for one in rows:
+            line.keep(bench.journal, one)
+        place = (rows[2][0].head.seq, rows[2][0].head.hash)
+        bench.settler.moved_to(place)
+        await settle(bench, finalize(rows[0]), finalize(rows[1]))
+        assert bench.settler.settled[0] == 3
+        assert bench.settler.place == place
+        assert bench.settler.applied_seq == 3
+        assert bench.settler.applied_frames == 0
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_crash_while_it_catches_up_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, after: bool
+) -> None:
+    """The intent tells whether the injection happened, here as well."""
+    async with a_line(tmp_path) as line:
+        async with at_bench(tmp_path, line) as bench:
+            await settle(bench, line.keep(bench.journal, line.create()))
+            await bench.settler._rest()
+            bench.settler.hold_back()
+            rows = line.commit()
+            await settle(bench, line.keep(bench.journal, rows))
+            crash_before(bench.file, "inject", monkeypatch, after=after)
+            with pytest.raises(Crash):
+                await bench.settler.catch_up()
+        async with at_bench(tmp_path, line) as bench:
+            assert bench.settler.place[0] == rows[-1].head.seq - (not after)
+        await _recover(tmp_path, line, rows)
+
+
+async def test_own_frames_and_those_of_others_share_no_batch(tmp_path: Path) -> None:
+    """What is in the file already is not injected, and what is not is."""
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        rows = [line.create(), line.commit(), line.commit()]
+        for one in rows:
+            line.keep(bench.journal, one)
+        prepared = await bench.file.prepare(changes_of([rows[0][0].record]))
+        assert prepared is not None
+        await bench.file.inject(prepared)
+        bench.settler.moved_to((rows[0][0].head.seq, rows[0][0].head.hash))
+        own = finalize(rows[0], is_own=True)
+        await settle(bench, own, finalize(rows[1]), finalize(rows[2]))
+        assert seqs_of(bench) == [[2], [3, 4]]
+        assert bench.settler.applied_frames == 1
+        assert await bench.holds()
+
+
+async def test_a_batch_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By frames and by bytes; a large one is decoded in a thread."""
+    monkeypatch.setattr(settling, "_INLINE_BYTES", 0)
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        monkeypatch.setattr(settling, "_BATCH_HEADS", 2)
+        rows = [line.create(), *(line.commit() for _ in range(4))]
+        await settle(bench, *[line.keep(bench.journal, one) for one in rows])
+        assert seqs_of(bench) == [[2, 3], [4, 5], [6]]
+        monkeypatch.setattr(settling, "_BATCH_BYTES", 1)
+        await settle(bench, *[line.keep(bench.journal, line.commit()) for _ in range(2)])
+        assert seqs_of(bench)[3:] == [[7], [8]]
+        assert await bench.holds()
+
+
+async def test_only_whole_transactions_are_read_from_the_log(tmp_path: Path) -> None:
+    """Nothing of a run whose end is not asked for, and nothing above the end of the log."""
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        bench.settler.hold_back()
+        rows = [line.create(), line.commit(pieces=3)]
+        await settle(bench, *[line.keep(bench.journal, one) for one in rows])
+
+        def read(start: int, last: int) -> list[int]:
+            return [one.head.seq for one in read_whole(bench.journal, SHARD, start, last, 2**20)]
+
+        assert read(2, 5) == [2, 3, 4, 5]
+        assert read(2, 4) == [2]
+        assert read(3, 4) == []
+        assert read(6, 9) == []
 
 
 def crash_before(target: Any, name: str, monkeypatch: pytest.MonkeyPatch, *, after: bool) -> None:

@@ -15,7 +15,7 @@ from basenet.daemon.cluster.adopting import (
     read_head,
 )
 from basenet.daemon.cluster.historian import Historian
-from basenet.daemon.cluster.placing import find_head
+from basenet.daemon.cluster.placing import REPLACED, find_head
 from basenet.engine.adoption import NOWHERE
 from basenet.engine.effects import Orphan, ServeFinal
 from basenet.errors import CorruptionError
@@ -26,6 +26,7 @@ from tests.daemon.cluster.lines import a_line, at_bench
 from tests.daemon.cluster.nodes import eventually
 from tests.daemon.cluster.test_settling import settle
 from tests.daemon.cluster.test_writing import check, in_thread
+from tests.daemon.node import running_node
 from tests.fakes.branching import SHARD
 from tests.sqlite.application import Application
 
@@ -59,7 +60,6 @@ async def test_an_orphan_is_kept_and_the_file_goes_back(tmp_path: Path, socket: 
             assert await trio.to_thread.run_sync(app.sql, "SELECT x FROM t") == [[1]]
             (row,) = here.node.journalist.journal.orphans(SHARD)
             assert (row.first_local, row.last_local, row.commits) == (3, 4, 2)
-            assert here.term.has_mended
         assert [name for name, _ in here.told].count("orphaned") == 1
     async with alone(tmp_path, socket) as here:
         await here.writable()
@@ -87,6 +87,35 @@ async def test_a_file_at_no_frame_is_mended_from_the_journal(tmp_path: Path, soc
         assert here.record().place[1] == here.record().tip.hash
         with Application(path) as app:
             assert await trio.to_thread.run_sync(app.sql, "SELECT x FROM t") == [[1]]
+
+
+async def test_commits_on_a_file_that_was_behind_are_kept_as_a_whole_file(
+    tmp_path: Path, socket: Path
+) -> None:
+    """No tree tells on what they stand: they are no bundle, and the file is mended."""
+    path = tmp_path / "app.db"
+    with Application(path) as app:
+        async with alone(tmp_path, socket) as here:
+            await here.writable()
+            await in_thread(app, "CREATE TABLE t (x)", "INSERT INTO t VALUES (1)")
+            await here.captured()
+            early = here.record()
+            await in_thread(app, "INSERT INTO t VALUES (2)")
+            await here.captured()
+        # As a crash between the log and the file leaves it, and an application without a fence.
+        async with running_node(tmp_path, shards=f"app={path}") as node:
+            node.journalist.journal.set_place(
+                SHARD, early.place, cursor=early.cursor, local_last=None, intent=None
+            )
+        async with alone(tmp_path, socket) as here:
+            await here.writable()
+            (row,) = here.node.journalist.journal.orphans(SHARD)
+            assert row.reason == REPLACED
+            assert Path(row.path).name.startswith("app.db.before-")
+            assert here.record().place[1] == here.record().tip.hash
+            await in_thread(app, "INSERT INTO t VALUES (3)")
+            await here.captured()
+            assert await trio.to_thread.run_sync(app.sql, "SELECT x FROM t") == [[1], [2], [3]]
 
 
 async def test_who_is_behind_is_told_or_sent_to_a_state(tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ from typing import Final
 from basenet.testing.bench.context import Context
 from basenet.testing.bench.report import Line
 from basenet.testing.bench.rows import (
+    cluster,
     engine,
     fleet,
+    idle,
     kills,
     lag,
     paced,
+    query,
     restores,
     s3,
     slow,
@@ -27,6 +30,8 @@ ROWS: Final[dict[str, Row]] = {
     "batches": throughput.batches,
     "paced": paced.paced,
     "lag": lag.lag,
+    "lag-s3": lag.lag_s3,
+    "query": query.query,
     "restore": restores.large,
     "restore-tiny": restores.tiny,
     "s3": s3.s3,
@@ -38,4 +43,10 @@ ROWS: Final[dict[str, Row]] = {
     "fleet": fleet.fleet,
     "truncating": truncating.truncating,
     "engine": engine.engine,
+    "cluster-final": cluster.final,
+    "cluster-rate": cluster.rate,
+    "cluster-apply": cluster.apply,
+    "cluster-failover": cluster.failover,
+    "cluster-join": cluster.join,
+    "cluster-idle": idle.cluster_idle,
 }
