@@ -247,7 +247,8 @@ def test_a_writer_that_is_asked_to_end_hands_over(tmp_path: Path) -> None:
                 assert json.loads(line)["to"] == key.hex()
                 found = new.find_status()
                 assert found is not None
-                assert found.view == status.view + 1, "somebody had to be elected"
+                # The view is the next one that the named voter leads.
+                assert 1 <= found.view - status.view < len(cluster.names), "there were elections"
                 wait_for_more(cluster, clients)
                 old.start()
                 cluster.wait_taken_in()

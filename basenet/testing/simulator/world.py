@@ -27,7 +27,7 @@ from basenet.testing.simulator.clock import MILLISECOND, SECOND, Scheduler
 from basenet.testing.simulator.disk import Disk
 from basenet.testing.simulator.faults import Schedule, make_schedule
 from basenet.testing.simulator.mishaps import Mishaps
-from basenet.testing.simulator.network import Network
+from basenet.testing.simulator.network import ORDINARY, Network
 from basenet.testing.simulator.node import Node
 from basenet.testing.simulator.operator import Operator, Readers
 from basenet.testing.simulator.scenario import Scenario
@@ -43,7 +43,7 @@ from basenet.units import (
 )
 from basenet.wire.certificate import Certificate
 from basenet.wire.frame import Flag, Frame, Kind, encode_frame, genesis_prev_hash, seal
-from basenet.wire.message import Mark
+from basenet.wire.message import Mark, SyncRequest
 from basenet.wire.payload import ConfigPayload, Voter, encode_config
 from basenet.wire.tuples import Scope
 
@@ -241,8 +241,19 @@ class World:
         """From now nothing bad happens any more, but what liars do."""
         for node in self.nodes:
             node.recover()
+            self._introduce(node)
             self.audit(node)
         self._finals_healed = self.finals
+
+    def _introduce(self, node: Node) -> None:
+        """Let a node that knows no other member ask everybody, as a driver asks whoever connects.
+
+        A wiped disk knows the genesis alone, and if that has one voter there is nobody to ask.
+        """
+        ballot = node.disk.ballot
+        if node.replica is not None and {one.key for one in ballot.config.voters} == {node.key}:
+            asked = SyncRequest(epoch=ballot.epoch, above_height=ballot.final.height)
+            node.transmit(tuple(key for key in self.by_key if key != node.key), ORDINARY, asked)
 
     def _write(self, _: object) -> None:
         """Let every application commit that may."""
