@@ -6,6 +6,7 @@ Tests of radosgw are system tests: `make radosgw` installs it, and `.ci/run` doe
 """
 
 import functools
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,9 @@ BUCKET = "archive-test"
 
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in a shell's background job; what the tests start would inherit that, and never end by ^C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_server(kind: Kind) -> Iterator[str]:

@@ -494,6 +494,17 @@ def test_a_patched_set_comes_back(patched: Patched) -> None:
     assert patched.decode() == patched.extents
 
 
+def test_the_parts_of_a_whole_set_are_its_extents(snapshot: Snapshot) -> None:
+    """One for each part, from its beginning; together they are all groups, in order."""
+    found = decode_extents(snapshot.index, snapshot.rows, snapshot.pages, "index")
+    assert [one.part for one in found] == list(range(len(snapshot.pages.parts)))
+    assert {one.offset for one in found} == {0}
+    groups = [
+        group for one in found for group in range(one.first_group, one.first_group + one.groups)
+    ]
+    assert groups == list(range(snapshot.pages.groups))
+
+
 @pytest.mark.parametrize(
     ("place", "fields"),
     [
