@@ -235,7 +235,12 @@ def _config_by_the_new_quorum() -> Patches:
         yield
 
 
-@_mutant(ROLL_BACK_3, 300, "Whoever has a voter's key votes, with whichever journal.")
+@_mutant(
+    ROLL_BACK_3,
+    300,
+    "Whoever has a voter's key votes, with whichever journal.",
+    "tests/engine/test_quorum.py::test_a_voter_is_a_key_with_a_journal",
+)
 def _journal_id_ignored() -> Patches:
 
     def is_voter(self: Electorate, key: Any, journal_id: Any) -> bool:
