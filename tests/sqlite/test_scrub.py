@@ -398,7 +398,7 @@ def test_beside_a_live_writer_nothing_is_accused_and_a_changed_byte_is_found(
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         writer.stdout.readline()
-        while captured.scrubber.report().passes < 50:
+        while captured.scrubber.report().passes < 50 or not captured.scrubber.report().skipped:
             assert captured.step() == []
         assert writer.poll() is None
         writer.communicate()

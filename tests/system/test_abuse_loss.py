@@ -98,7 +98,11 @@ DELETIONS = {
 def delete(scene: Scene, patterns: list[str]) -> None:
     for pattern in patterns:
         for path in find(scene, pattern) if pattern else [scene.archive]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_file():
+                path.unlink(missing_ok=True)
+            # The daemon may write a file there, or rename one, at this very moment.
+            while path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.mark.timeout(180)
