@@ -21,6 +21,7 @@
 `daemon.archiving`          one shard's way into the archive: lineage, lease, uploads
 `daemon.compare`            journal against archive, in the daemon's own terms
 `daemon.presence`           whether the archive still has what was put there
+`daemon.troubles`           what is wrong with shards and their archive, in words and counts
 `daemon.upkeep`             snapshots and retention, one after the other
 `daemon.snapshots`          what a snapshot reads of a running shard
 `daemon.scrubbing`          the scrubber at work on one session

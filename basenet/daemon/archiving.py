@@ -12,7 +12,6 @@ A final frame is handed to the uploader in memory; a piece of a run, and everyth
 before the uploader existed, it reads back from the journal.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -30,14 +29,11 @@ from basenet.archive.continuation import (
     Resume,
     decide_continuation,
 )
-from basenet.archive.lease import Holder, Lease, LeaseHeld, LeaseLost
+from basenet.archive.lease import Holder, Lease, LeaseLost
 from basenet.archive.names import ShardNames
 from basenet.archive.port import Store
 from basenet.archive.probe import probe
-from basenet.archive.prune import Pruner
-from basenet.archive.publish import Publisher
 from basenet.archive.seal import Seal, TwoHistories
-from basenet.archive.snapshot import Snapshots
 from basenet.archive.tip import TipWriter
 from basenet.archive.uploader import (
     WAITING_BYTES_MAX,
@@ -53,7 +49,8 @@ from basenet.daemon.marks import Mark
 from basenet.daemon.node import Node
 from basenet.daemon.presence import ArchiveLost, Presence
 from basenet.daemon.pump import FinalFrame
-from basenet.daemon.upkeep import History, Upkeep
+from basenet.daemon.troubles import Troubles
+from basenet.daemon.upkeep import History, Upkeep, make_upkeep
 from basenet.errors import BasenetError
 from basenet.journal.records import ShardRecord
 from basenet.units import MIB, Lineage, Seq, ShardId, TimestampNs
@@ -116,7 +113,7 @@ class Archiver:
         self.dropped = 0
         self._presence: Presence | None = None
         self._lease: Lease | None = None  # while what it waits for decides what comes next
-        self.counts: Counter[str] = Counter()
+        self.troubles = Troubles()
         self._put_bytes = 0
 
     def next_snapshot_ns(self) -> int | None:
@@ -251,7 +248,7 @@ class Archiver:
                 elif str(error) != self.error:
                     self._log.warning("archive_stopped", error=str(error))
                 self.error = str(error)
-                self._count(error)
+                self.troubles.note(error)
                 if isinstance(error, LeaseLost | TwoHistories):
                     # Somebody else writes this history. To go on as a child of his would let two
                     # databases take turns in one line; only a restart asks again.
@@ -261,12 +258,6 @@ class Archiver:
             finally:
                 self.uploader = self._collected = self._presence = self._lease = None
             self._lineage_came.set()
-
-    def _count(self, error: BasenetError) -> None:
-        self.counts["archive_failures"] += 1
-        self.counts["lease_contentions"] += isinstance(error, LeaseHeld)
-        self.counts["leases_lost"] += isinstance(error, LeaseLost)
-        self.counts["archive_losses"] += isinstance(error, ArchiveLost)
 
     async def _discard_forever(self) -> None:
         while True:
@@ -430,24 +421,18 @@ class Archiver:
         uploader: Uploader,
         compactor: Compactor,
     ) -> Upkeep:
-        config, trusted = self._node.config, self._node.trusted
-        publisher = Publisher(store=store, seal=seal, lease=lease, trusted=trusted)
-        return Upkeep(
+        return make_upkeep(
+            Upkeep,
             node=self._node,
             shard=self._shard,
-            snapshots=Snapshots(publisher=publisher, folder=config.data_dir),
-            pruner=Pruner(
-                store=store,
-                names=self._names,
-                lease=lease,
-                lineage=seal.lineage,
-                trusted=trusted,
-                retention_seconds=config.retention_seconds,
-                list_merged_ns=compactor.list_ages_ns,
-            ),
+            store=store,
+            names=self._names,
+            seal=seal,
+            lease=lease,
+            trusted=self._node.trusted,
+            uploader=uploader,
             compactor=compactor,
             history=self.history,
-            is_archive_there=lambda: uploader.facts().last_error is None,
         )
 
     async def _measure(self, store: Store, lineage: Lineage) -> None:

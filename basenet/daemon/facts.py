@@ -9,7 +9,6 @@ from basenet import __version__
 from basenet.control.members import MembersCommand
 from basenet.control.reset import ResetCommand
 from basenet.control.surface import (
-    READY_STATES,
     Level,
     Member,
     NodeMetrics,
@@ -17,7 +16,6 @@ from basenet.control.surface import (
     NotCaughtUp,
     Orphaned,
     ShardMetrics,
-    ShardState,
     ShardStatus,
     WaitResult,
 )
@@ -25,7 +23,8 @@ from basenet.daemon.keeper import Keeper
 from basenet.daemon.node import Node
 from basenet.daemon.shard import Shard
 from basenet.daemon.supervisor import Supervisor
-from basenet.errors import NotFoundError, UnavailableError, UsageError
+from basenet.daemon.troubles import require_going_on, sick_shards
+from basenet.errors import NotFoundError, UsageError
 from basenet.keys.trust import format_public
 from basenet.units import Seq, ShardId
 
@@ -69,12 +68,7 @@ class Facts:
         )
 
     def _reasons(self, shards: list[ShardStatus]) -> list[str]:
-        reasons = [
-            f"shard {shard.shard} is {shard.state.value}"
-            + (f": {shard.error}" if shard.error else "")
-            for shard in shards
-            if shard.state not in READY_STATES
-        ]
+        reasons = sick_shards(shards)
         reasons += self._supervisor.refused
         if self._node.journalist.error is not None:
             reasons.append(self._node.journalist.error)
@@ -194,7 +188,7 @@ class Facts:
         session, archive = shard.session, shard.archiver.facts()
         if session is not None:
             session.note_lock_held()
-        totals, counts = shard.totals(), shard.archiver.counts
+        totals, troubles = shard.totals(), shard.archiver.troubles
         lag_commits, lag_bytes = session.measure_lag() if session is not None else (0, 0)
         return ShardMetrics(
             status=status,
@@ -204,11 +198,11 @@ class Facts:
             capture_errors=totals["capture_errors"],
             capture_lag_commits=lag_commits,
             wal_lag_bytes=lag_bytes,
-            archive_failures=(archive.failures if archive else 0) + counts["archive_failures"],
+            archive_failures=(archive.failures if archive else 0) + troubles.failures,
             backlog_drops=shard.archiver.dropped,
-            lease_contentions=counts["lease_contentions"],
-            leases_lost=counts["leases_lost"],
-            archive_losses=counts["archive_losses"],
+            lease_contentions=troubles.lease_contentions,
+            leases_lost=troubles.leases_lost,
+            archive_losses=troubles.archive_losses,
             proof_failures=self._node.proofs.failures.get(shard.shard, 0),
             proof_seconds=self._node.proofs.of(shard.shard).seconds or None,
         )
@@ -299,10 +293,7 @@ class Facts:
         is_restorable = shard.archiver.is_compared and shard.archiver.is_restorable
         if progress.archived_seq >= target and (is_restorable or not target):
             return True
-        if self.is_stopping:
-            raise UnavailableError("basenet is shutting down.")
-        if shard.state in (ShardState.STOPPED, ShardState.REFUSED):
-            raise UnavailableError(f"shard {shard.shard} is {shard.state.value}: {shard.error}")
+        require_going_on(shard, is_stopping=self.is_stopping)
         return False
 
 

@@ -103,14 +103,7 @@ class Framer:
         )
 
     def _encode(self, item: Captured, *, is_packed_later: bool) -> bytes:
-        payload = CommitPayload(
-            page_size=item.page_size,
-            db_pages=item.db_pages,
-            commits=item.commits,
-            pgnos=item.pgnos,
-            pages=item.pages,
-        )
-        return encode_commit(payload, is_packed_later=is_packed_later)
+        return encode_commit(payload_of(item), is_packed_later=is_packed_later)
 
     def _advance(self, item: Captured, changed: set[int]) -> StateRoot:
         """Hash the pages and, at the end of a run, move the tree; return the state root."""
@@ -165,3 +158,14 @@ class Framer:
             )
             for own in persist.own
         )
+
+
+def payload_of(item: Captured) -> CommitPayload:
+    """Return what a COMMIT frame of ``item`` carries."""
+    return CommitPayload(
+        page_size=item.page_size,
+        db_pages=item.db_pages,
+        commits=item.commits,
+        pgnos=item.pgnos,
+        pages=item.pages,
+    )

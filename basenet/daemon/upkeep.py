@@ -9,7 +9,7 @@ leaves nothing behind and is tried again.
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 from zlib import crc32
 
 import structlog
@@ -17,16 +17,21 @@ import trio
 
 from basenet.archive.clock import SECOND_NS
 from basenet.archive.compact import Compactor
+from basenet.archive.lease import Lease
+from basenet.archive.names import ShardNames
 from basenet.archive.pageset import SnapshotSource
+from basenet.archive.port import Store
 from basenet.archive.prune import Pruner
-from basenet.archive.publish import Published
+from basenet.archive.publish import Prove, Published, Publisher
 from basenet.archive.schedule import Reason, SnapshotNeed, SnapshotPlan, plan_snapshot
+from basenet.archive.seal import Seal
 from basenet.archive.snapshot import Snapshots
+from basenet.archive.uploader import Uploader
 from basenet.daemon.host import Host
 from basenet.daemon.node import Node
 from basenet.daemon.snapshots import SnapshotReader
 from basenet.errors import BasenetError, ConflictError
-from basenet.units import Seq
+from basenet.units import PublicKeyBytes, Seq
 
 log = structlog.get_logger()
 
@@ -247,3 +252,42 @@ class Upkeep:
             self._prune_at_s = trio.current_time() + _PRUNE_S_MIN
         if report.deleted:
             self._log.info("retention", deleted=report.deleted, bytes=report.deleted_bytes)
+
+
+_Kind = TypeVar("_Kind", bound=Upkeep)
+
+
+def make_upkeep(
+    kind: type[_Kind],
+    *,
+    node: Node,
+    shard: Host,
+    store: Store,
+    names: ShardNames,
+    seal: Seal,
+    lease: Lease,
+    trusted: frozenset[PublicKeyBytes],
+    uploader: Uploader,
+    compactor: Compactor,
+    history: History,
+    prove: Prove | None = None,
+) -> _Kind:
+    """Return the upkeep of ``shard`` beside ``uploader``; ``prove``: see `Publisher`."""
+    publisher = Publisher(store=store, seal=seal, lease=lease, trusted=trusted, prove=prove)
+    return kind(
+        node=node,
+        shard=shard,
+        snapshots=Snapshots(publisher=publisher, folder=node.config.data_dir),
+        pruner=Pruner(
+            store=store,
+            names=names,
+            lease=lease,
+            lineage=seal.lineage,
+            trusted=trusted,
+            retention_seconds=node.config.retention_seconds,
+            list_merged_ns=compactor.list_ages_ns,
+        ),
+        compactor=compactor,
+        history=history,
+        is_archive_there=lambda: uploader.facts().last_error is None,
+    )

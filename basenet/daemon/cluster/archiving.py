@@ -44,10 +44,7 @@ from basenet.archive.lease import LEASE_TTL_SECONDS, Holder, Lease, LeaseHeld
 from basenet.archive.names import ShardNames
 from basenet.archive.port import Store, StoreConflict
 from basenet.archive.probe import probe
-from basenet.archive.prune import Pruner
-from basenet.archive.publish import Publisher
 from basenet.archive.seal import Seal, TwoHistories, check_same_frames, seal_log
-from basenet.archive.snapshot import Snapshots
 from basenet.archive.takeover import Own, Reached, find_reached
 from basenet.archive.tip import TipWriter
 from basenet.archive.uploader import WAITING_BYTES_MAX, ArchiveFacts, Uploader, UploadSettings
@@ -61,7 +58,8 @@ from basenet.daemon.failures import only_error
 from basenet.daemon.framer import instant
 from basenet.daemon.node import Node
 from basenet.daemon.presence import ArchiveLost, Presence
-from basenet.daemon.upkeep import History, Upkeep
+from basenet.daemon.troubles import Troubles
+from basenet.daemon.upkeep import History, Upkeep, make_upkeep
 from basenet.engine.ballot import Ballot
 from basenet.errors import BasenetError, UnavailableError
 from basenet.journal.records import ReplicaRecord
@@ -118,7 +116,7 @@ class ClusterArchiver:
         self.uploader: Uploader | None = None
         self.upkeep: Upkeep | None = None
         self.history = History()
-        self.failures = 0
+        self.troubles = Troubles()
         self.told_seq = Seq(0)
         """What the writer says is archived."""
         self._node = node
@@ -251,7 +249,7 @@ class ClusterArchiver:
 
     async def _fail(self, error: BasenetError) -> None:
         self.uploader = self.upkeep = self._collected = None
-        self.failures += 1
+        self.troubles.note(error)
         if isinstance(error, TwoHistories):
             self._log.error("two_final_histories", error=str(error))
             self.error = str(error)
@@ -502,26 +500,19 @@ class ClusterArchiver:
         *,
         compactor: Compactor,
     ) -> Upkeep:
-        config = self._node.config
-        publisher = Publisher(
-            store=store, seal=seal, lease=lease, trusted=trusted, prove=self._prove_head
-        )
-        upkeep = ClusterUpkeep(
+        upkeep = make_upkeep(
+            ClusterUpkeep,
             node=self._node,
             shard=ArchivedHost(self._shard),
-            snapshots=Snapshots(publisher=publisher, folder=config.data_dir),
-            pruner=Pruner(
-                store=store,
-                names=self._names,
-                lease=lease,
-                lineage=seal.lineage,
-                trusted=trusted,
-                retention_seconds=config.retention_seconds,
-                list_merged_ns=compactor.list_ages_ns,
-            ),
+            store=store,
+            names=self._names,
+            seal=seal,
+            lease=lease,
+            trusted=trusted,
+            uploader=uploader,
             compactor=compactor,
             history=self.history,
-            is_archive_there=lambda: uploader.facts().last_error is None,
+            prove=self._prove_head,
         )
         upkeep.archived = self._shard
         return upkeep

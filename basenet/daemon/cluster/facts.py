@@ -10,7 +10,6 @@ from basenet.config.model import NodeRole
 from basenet.control.members import MembersCommand
 from basenet.control.reset import ResetCommand
 from basenet.control.surface import (
-    READY_STATES,
     FenceState,
     Level,
     Member,
@@ -21,7 +20,6 @@ from basenet.control.surface import (
     ShardMember,
     ShardMetrics,
     ShardRole,
-    ShardState,
     ShardStatus,
     WaitResult,
 )
@@ -29,9 +27,10 @@ from basenet.daemon.cluster.roles import role_of
 from basenet.daemon.cluster.shard import ClusterRoom, ClusterShard
 from basenet.daemon.framer import instant
 from basenet.daemon.node import Node
+from basenet.daemon.troubles import require_going_on, sick_shards
 from basenet.engine.placement import Membership, Peer
 from basenet.engine.replica import Replica
-from basenet.errors import NotFoundError, UnavailableError, UsageError
+from basenet.errors import NotFoundError, UsageError
 from basenet.keys.trust import format_public
 from basenet.units import Lineage, PublicKeyBytes, Seq, ShardId
 
@@ -108,12 +107,7 @@ class ClusterFacts:
         ]
 
     def _reasons(self, shards: list[ShardStatus]) -> list[str]:
-        reasons = [
-            f"shard {shard.shard} is {shard.state.value}"
-            + (f": {shard.error}" if shard.error else "")
-            for shard in shards
-            if shard.state not in READY_STATES
-        ]
+        reasons = sick_shards(shards)
         if self._node.journalist.error is not None:
             reasons.append(self._node.journalist.error)
         if self.is_stopping:
@@ -254,24 +248,7 @@ class ClusterFacts:
 
     def metrics(self) -> NodeMetrics:
         """Return what a scrape shows now."""
-        shards = [
-            ShardMetrics(
-                status=self._status(shard),
-                frames_submitted=shard.submitted,
-                frames_finalized=shard.finalized,
-                frames_ingested=shard.intake.ingested,
-                frames_duplicate=shard.intake.duplicate,
-                frames_invalid=shard.intake.invalid,
-                frames_rejected_shard_mismatch=shard.intake.shard_mismatch,
-                frames_rejected_seq_gap=shard.intake.seq_gap,
-                signatures_invalid=shard.intake.forged,
-                apply_errors=shard.intake.unapplied,
-                write_leases_lost=self._room.gates.leases_lost[shard.shard],
-                proof_failures=self._node.proofs.failures.get(shard.shard, 0),
-                proof_seconds=self._node.proofs.of(shard.shard).seconds or None,
-            )
-            for _, shard in sorted(self._shards.items())
-        ]
+        shards = [self._shard_metrics(shard) for _, shard in sorted(self._shards.items())]
         members = self._cluster.members
         return NodeMetrics(
             now_ns=time.time_ns(),
@@ -285,6 +262,28 @@ class ClusterFacts:
             loop_stall=self._cluster.loop_stall.get_sample(),
             journal_rollbacks=self._cluster.tally.rollbacks,
             network_dropped=self._cluster.tally.by_loss(),
+        )
+
+    def _shard_metrics(self, shard: ClusterShard) -> ShardMetrics:
+        archive, troubles = shard.archiver.facts(), shard.archiver.troubles
+        return ShardMetrics(
+            status=self._status(shard),
+            frames_submitted=shard.submitted,
+            frames_finalized=shard.finalized,
+            frames_ingested=shard.intake.ingested,
+            frames_duplicate=shard.intake.duplicate,
+            frames_invalid=shard.intake.invalid,
+            frames_rejected_shard_mismatch=shard.intake.shard_mismatch,
+            frames_rejected_seq_gap=shard.intake.seq_gap,
+            signatures_invalid=shard.intake.forged,
+            apply_errors=shard.intake.unapplied,
+            write_leases_lost=self._room.gates.leases_lost[shard.shard],
+            proof_failures=self._node.proofs.failures.get(shard.shard, 0),
+            proof_seconds=self._node.proofs.of(shard.shard).seconds or None,
+            archive_failures=(archive.failures if archive else 0) + troubles.failures,
+            lease_contentions=troubles.lease_contentions,
+            leases_lost=troubles.leases_lost,
+            archive_losses=troubles.archive_losses,
         )
 
     async def check_health(self) -> None:
@@ -366,10 +365,7 @@ class ClusterFacts:
     def _is_reached(self, shard: ClusterShard, target: Seq, level: Level) -> bool:
         if self._reached(shard, level) >= target:
             return True
-        if self.is_stopping:
-            raise UnavailableError("basenet is shutting down.")
-        if shard.state in (ShardState.STOPPED, ShardState.REFUSED):
-            raise UnavailableError(f"shard {shard.shard} is {shard.state.value}: {shard.error}")
+        require_going_on(shard, is_stopping=self.is_stopping)
         return False
 
     async def command(self, shard: str, command: MembersCommand) -> str:

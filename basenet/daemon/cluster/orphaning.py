@@ -37,6 +37,7 @@ from basenet.daemon.cluster.orphans import (
     write_bundle,
 )
 from basenet.daemon.cluster.resuming import Resumed
+from basenet.daemon.framer import payload_of
 from basenet.daemon.node import Node
 from basenet.engine.effects import Orphan
 from basenet.errors import ConflictError, UnavailableError
@@ -54,7 +55,7 @@ from basenet.units import (
 from basenet.wire.certificate import Certificate
 from basenet.wire.frame import Flag, Frame, Head, Kind, decode_frame, encode_frame, seal
 from basenet.wire.merkle import StateTree
-from basenet.wire.payload import CommitPayload, decode_commit_summary, encode_commit
+from basenet.wire.payload import decode_commit_summary, encode_commit
 from basenet.wire.signature import AnySigner
 
 log = structlog.get_logger()
@@ -80,15 +81,7 @@ def seal_unproposed(
     frames: list[Frame] = []
     before = tip
     for item in Resumed(*branch.open_run).unseen(items):
-        payload = encode_commit(
-            CommitPayload(
-                page_size=item.page_size,
-                db_pages=item.db_pages,
-                commits=item.commits,
-                pgnos=item.pgnos,
-                pages=item.pages,
-            )
-        )
+        payload = encode_commit(payload_of(item))
         frame = seal(
             shard=tip.shard,
             seq=Seq(before.seq + 1),

@@ -35,6 +35,7 @@ from basenet.daemon.cluster.frames import Frames, Getter
 from basenet.daemon.cluster.replica import Driver
 from basenet.daemon.cluster.resuming import Resumed
 from basenet.daemon.follow import Follower, Nap
+from basenet.daemon.framer import payload_of
 from basenet.daemon.node import Node
 from basenet.daemon.pump import coalesce
 from basenet.daemon.session import flagged, require_ours
@@ -49,7 +50,7 @@ from basenet.sqlite.captured import Captured, CaptureFlag, Cursor
 from basenet.sqlite.pages import PageView
 from basenet.units import KIB, SALT_BYTES, FrameHash, LocalNumber, ShardId, TimestampNs
 from basenet.wire.frame import Flag
-from basenet.wire.payload import CommitPayload, encode_commit
+from basenet.wire.payload import encode_commit
 
 log = structlog.get_logger()
 
@@ -364,15 +365,7 @@ class Writer:
         last = self.local_last
         out: list[_Framed] = []
         for item in self._resumed.unseen(pieces):
-            payload = encode_commit(
-                CommitPayload(
-                    page_size=item.page_size,
-                    db_pages=item.db_pages,
-                    commits=item.commits,
-                    pgnos=item.pgnos,
-                    pages=item.pages,
-                )
-            )
+            payload = encode_commit(payload_of(item))
             root = self._branch.take(item)
             event = FrameCaptured(
                 payload=payload,
