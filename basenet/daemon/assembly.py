@@ -48,7 +48,7 @@ log = structlog.get_logger()
 _SWITCH_INTERVAL_S: Final = 0.0005
 _SETTLE_S: Final = 15.0
 _ONE_WISH_S: Final = 0.5
-_LAST_LOOK_S: Final = 1.0
+_LAST_LOOK_S: Final = 3.0
 
 
 async def run(config: Config, *, environment: Mapping[str, str], command: str | None = None) -> int:

@@ -22,6 +22,8 @@ _LET_GO_TRIES: Final = 8
 _LET_GO_PAUSE_S: Final = 0.03
 # A turn ends after this when other shards wait for one of the capture threads.
 _TURN_S_MAX: Final = 0.2
+# Who writes all the time does not keep us from stopping.
+_LAST_LOOK_S: Final = 2.0
 # Between the two looks that somebody waits for: long enough for other threads to get on.
 _BRIEF_S: Final = 0.0002
 
@@ -88,6 +90,8 @@ class Follower:
         self._bridge = bridge
         self._doorbell = waker.doorbell(key)
         self._should_stop = threading.Event()
+        # None: poll until told to stop. Else how often the capture thread may still begin to.
+        self._polls_left: int | None = None
         self._wants_detach = False
         self.is_letting_go = False
         self._turn_began_s = 0.0
@@ -153,6 +157,9 @@ class Follower:
         self.polled_s = time.monotonic()
         if self._lookers:
             self._token.run_sync_soon(self._wake_lookers, idempotent=True)
+        if self._polls_left is not None:
+            self._polls_left -= 1
+            return self._polls_left < 0
         return self._should_stop.is_set() or self._must_share()
 
     def _must_share(self) -> bool:
@@ -165,7 +172,7 @@ class Follower:
         polled.set()
 
     async def run(self) -> DetachedState | None:
-        """Follow until `stop` (returns None) or until the file was let go."""
+        """Follow until `stop`, and to the tip then (None), or until the file is let go."""
         next_call_s: float | None = 0.0
         self._waker.look_again(self._key)
         try:
@@ -181,9 +188,24 @@ class Follower:
                 await self._wait(next_call_s)
                 if next_call_s is not None and not self.capture.has_news():
                     next_call_s = await self._steer()
+            with trio.move_on_after(_LAST_LOOK_S):
+                await self._look_again()
         finally:
             self.end()
         return None
+
+    async def _look_again(self) -> None:
+        """Capture what was committed just before the stop: who commits and stops us relies on it.
+
+        Also a log that SQLite left unsealed is found and cut off, which saves its commits.
+        """
+        while self.capture.has_news():
+            self._polls_left = 1
+            rest = await self._poll()
+            if rest is not None and rest.reason is RestReason.BACK_PRESSURE:
+                await self._pump.room()
+            elif rest is not None:
+                return
 
     def end(self) -> None:
         """Tell those who wait for a look that none comes any more; harmless when repeated."""

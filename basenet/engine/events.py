@@ -130,6 +130,11 @@ class TransferWanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SurveyWanted:
+    """This leader shall find out how far the voters are that it has not heard of in this view."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadWanted:
     """A read asks how far it must wait; ``nonce``: 16 random bytes that name it."""
 
@@ -158,6 +163,7 @@ Event = (
     | Judged
     | Applied
     | TransferWanted
+    | SurveyWanted
     | ReadWanted
     | PeerLost
     | Ticked

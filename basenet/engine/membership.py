@@ -144,6 +144,18 @@ def on_transfer_wanted(state: State, event: TransferWanted, now: Instant) -> Non
     state.wanted = Wanted(target=event.target, until=Instant(now + state.timing.patience))
 
 
+def on_survey_wanted(state: State, now: Instant) -> None:
+    """Ask for the votes that are unknown here: a leader that began again has heard none.
+
+    They answer with the vote that they gave; on a shard where nothing happens nobody else asks.
+    """
+    if not state.is_leading:
+        return
+    for key in state.lost:
+        state.turn.voted_by.pop((COMMIT, key), None)
+    proposing.repeat(state, now)
+
+
 def try_transfer(state: State, wanted: Wanted, target: PublicKeyBytes, now: Instant) -> None:
     """Hand over if everything is final; nothing is sealed meanwhile."""
     if now >= wanted.until or not state.is_leading:

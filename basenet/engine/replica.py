@@ -50,6 +50,7 @@ from basenet.engine.events import (
     PeerLost,
     ReadWanted,
     Received,
+    SurveyWanted,
     Ticked,
     TransferWanted,
 )
@@ -190,6 +191,8 @@ class Replica:
                 membership.on_config_wanted(state, event, now)
             case TransferWanted():
                 membership.on_transfer_wanted(state, event, now)
+            case SurveyWanted():
+                membership.on_survey_wanted(state, now)
             case PeerLost():
                 state.lost.add(event.peer)
             case _:
@@ -293,6 +296,10 @@ class Replica:
     def is_voter(self) -> bool:
         """Whether this node votes in the present epoch."""
         return self._state.is_voter
+
+    def is_open(self, now: Instant) -> bool:
+        """Return whether this node leads and could propose a CONFIG or hand over."""
+        return membership.is_open(self._state, now)
 
     def is_caught_up(self, voter: Voter, now: Instant) -> bool:
         """Return whether a voter-to-be was heard of lately and is close to what is final (Q5)."""

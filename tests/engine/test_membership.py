@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from basenet.engine.ballot import begin_epoch
 from basenet.engine.configuration import contradiction, order_voters
 from basenet.engine.effects import Persist, ServeFinal
-from basenet.engine.events import PeerLost, ReadWanted, Ticked, TransferWanted
+from basenet.engine.events import PeerLost, ReadWanted, SurveyWanted, Ticked, TransferWanted
 from basenet.engine.evidence import Evidence
 from basenet.engine.limits import EVIDENCE_MAX, READS_MAX
 from basenet.units import Epoch, FrameHash, Lineage, Seq, View
@@ -132,6 +132,34 @@ def test_a_replica_tells_who_could_be_made_a_voter() -> None:
     cluster.give(0, PeerLost(peer=key_of(1)))
     cluster.give(0, PeerLost(peer=key_of(3)))
     assert caught_up() == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize("is_byzantine", [False, True])
+def test_a_leader_that_began_again_finds_out_how_far_the_voters_are(*, is_byzantine: bool) -> None:
+    """Protocol 10.9: an idle shard's voters answer a survey with the votes that they gave.
+
+    Found by the system tests: all nodes began again, nothing happened, and the leader, who could
+    not write, knew of nobody to hand over to.
+    """
+    cluster = quiet_cluster(voters=4, byzantine=is_byzantine)
+    cluster.commit(0)
+    cluster.isolate(0)
+    cluster.restart(0)
+    cluster.run()
+    cluster.heal()
+    cluster.run()
+    replica = cluster.nodes[0].replica
+    assert replica.is_leader
+    assert not replica.is_caught_up(voter_of(1), cluster.now)
+    cluster.give(0, SurveyWanted())
+    cluster.give(1, SurveyWanted())
+    cluster.run()
+    assert replica.is_caught_up(voter_of(1), cluster.now)
+    cluster.give(0, PeerLost(peer=key_of(2)))
+    assert not replica.is_caught_up(voter_of(2), cluster.now)
+    cluster.give(0, SurveyWanted())
+    cluster.run()
+    assert replica.is_caught_up(voter_of(2), cluster.now)
 
 
 def test_only_an_open_leader_takes_a_config() -> None:

@@ -91,6 +91,23 @@ def test_sigterm_flushes_what_waits(scene: Scene) -> None:
     scene.check_restore()
 
 
+def test_what_is_committed_just_before_sigterm_is_archived(scene: Scene) -> None:
+    """The daemon looks once more after it was told to stop: who tells it has committed first."""
+    application = scene.start_wal_application()
+    daemon = scene.serve()
+    daemon.wait_archived()
+    for number in range(3):
+        daemon.process.send_signal(signal.SIGSTOP)
+        application.sql(f"INSERT INTO t VALUES ({number}, 'last')")
+        daemon.process.terminate()
+        daemon.process.send_signal(signal.SIGCONT)
+        assert daemon.wait_ended() == 0
+        (count,) = scene.check_restore().query("SELECT count(*) FROM t WHERE y = 'last'")
+        assert count == (number + 1,)
+        daemon = scene.serve()
+        daemon.wait_archived()
+
+
 def test_a_second_sigterm_hurries(scene: Scene) -> None:
     """With an archive that does not answer, the second signal ends at once what would wait."""
     application = scene.start_wal_application()

@@ -64,7 +64,6 @@ def test_the_daemon_ends_before_the_application_dies(scene: Scene) -> None:
     daemon.wait_archived()
     unseal_beside(daemon, scene, application)
     (expected,) = application.sql(DIGEST)
-    daemon.wait_archived()
     assert daemon.stop() == 0
     application.kill()
     assert digest(scene) == [tuple(expected)]

@@ -32,7 +32,7 @@ from basenet.daemon.cluster.node import ClusterNode
 from basenet.daemon.cluster.settling import Settler
 from basenet.daemon.cluster.term import Term
 from basenet.daemon.framer import instant
-from basenet.engine.events import TransferWanted
+from basenet.engine.events import SurveyWanted, TransferWanted
 from basenet.engine.replica import Replica
 from basenet.units import Epoch, Seq, ShardId, View
 from basenet.wire.message import SyncRequest
@@ -64,14 +64,17 @@ class Watched:
     final_seq: Seq = field(default=Seq(0))
     final_s: float = field(default=float("-inf"))
 
-    def is_due(self, now_s: float, hold_s: float, *, is_right: bool) -> bool:
-        """Return whether ``is_right`` has held for ``hold_s``, doubled by each move in vain."""
+    def is_due(self, now_s: float, hold_s: float, *, is_right: bool, candidates: int = 1) -> bool:
+        """Return whether ``is_right`` has held for ``hold_s``.
+
+        It is doubled each time that moves to all the ``candidates`` were in vain.
+        """
         if not is_right:
             self.since_s = None
             return False
         if self.since_s is None:
             self.since_s = now_s
-        hold_s = min(hold_s * float(2**self.moves), _HOME_S_MAX)
+        hold_s = min(hold_s * float(2 ** (self.moves // candidates)), _HOME_S_MAX)
         return now_s - self.since_s >= hold_s
 
     def moved(self, now_s: float) -> None:
@@ -159,17 +162,24 @@ class Steward:
         if self._writer is not None:
             watched.see_leader(now_s, is_home=self._name_of_leader(replica) == self._writer)
         if not replica.is_leader:
-            watched.since_s = None
+            # Whoever has been mending for a while need not wait again when the lead comes to it.
+            hold = not self._is_witness and not term.settler.is_file_ready
+            watched.is_due(now_s, _STUCK_S, is_right=hold)
+            return
+        if not replica.is_open(instant()):
             return
         if self._is_witness or is_stuck(term.settler):
             hold_s = 0.0 if self._is_witness else _STUCK_S
-            if watched.is_due(now_s, hold_s, is_right=True):
-                target = self._any_able(replica, watched.moves)
+            others = max(1, len(replica.ballot.config.voters) - 1)
+            if watched.is_due(now_s, hold_s, is_right=True, candidates=others):
+                target = self._any_able(term, watched.moves)
                 self._hand_over(term, watched, target, "cannot write here")
         elif self._writer not in (None, self._cluster.me.node_id):
-            home = self._home(shard, replica, watched)
+            home = self._home(shard, term, watched)
             if watched.is_due(now_s, _HOME_S, is_right=home is not None):
                 self._hand_over(term, watched, home, "BASE_WRITER")
+        else:
+            watched.since_s = None
 
     def _hand_over(self, term: Term, watched: Watched, target: Voter | None, why: str) -> None:
         if target is None:
@@ -183,33 +193,39 @@ class Steward:
         voters = replica.ballot.config.voters
         return next((one.node_id for one in voters if one.key == leader), None)
 
-    def _home(self, shard: Tended, replica: Replica, watched: Watched) -> Voter | None:
+    def _home(self, shard: Tended, term: Term, watched: Watched) -> Voter | None:
         """Return the preferred writer if it could lead now and nobody moved the lead from it."""
-        ballot = replica.ballot
+        ballot = term.driver.replica.ballot
         found = [one for one in ballot.config.voters if one.node_id == self._writer]
-        if not found or not self._is_able(replica, found[0]):
+        if not found or not self._is_able(term, found[0]):
             return None
         if watched.was_meant(shard.released_at(ballot.epoch, ballot.view)):
             return None
         return found[0]
 
-    def _any_able(self, replica: Replica, moves: int) -> Voter | None:
-        """Return a voter that could lead, another one after each of ``moves``.
+    def _any_able(self, term: Term, moves: int) -> Voter | None:
+        """Return the next voter of the order that could lead, another one after each of ``moves``.
 
         It may be as unable to write as this node is, which is known there only: two such nodes
         that always named each other would keep the lead from a third for ever.
         """
-        able = [one for one in replica.ballot.config.voters if self._is_able(replica, one)]
+        voters = term.driver.replica.ballot.config.voters
+        me = next(place for place, one in enumerate(voters) if one.key == self._cluster.me.key)
+        able = [one for one in (*voters[me + 1 :], *voters[:me]) if self._is_able(term, one)]
         able.sort(key=lambda one: one.node_id != self._writer)
         return able[moves % len(able)] if able else None
 
-    def _is_able(self, replica: Replica, voter: Voter) -> bool:
+    def _is_able(self, term: Term, voter: Voter) -> bool:
+        """Return whether ``voter`` is here and known to be caught up; ask if that is not known."""
         hello = self._cluster.connected.get(voter.key)
         if hello is None or hello.journal_id != voter.journal_id:
             return False
         if voter.role is VoterRole.WITNESS:
             return False
-        return replica.is_caught_up(voter, instant())
+        if term.driver.replica.is_caught_up(voter, instant()):
+            return True
+        term.driver.step(SurveyWanted())
+        return False
 
     def _ask(self, term: Term, replica: Replica, watched: Watched, now_s: float) -> None:
         """Ask the only voter for what is final, while there is something now and then."""

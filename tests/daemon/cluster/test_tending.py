@@ -47,3 +47,15 @@ def test_an_operators_transfer_stands_and_an_answer_to_our_own_move_does_not() -
     watched.moved(100.0)
     assert not watched.was_meant(130.0)
     assert watched.was_meant(170.0)
+
+
+def test_a_move_to_each_candidate_comes_before_the_wait_is_doubled() -> None:
+    watched, now_s = Watched(), 0.0
+    waits: list[float] = []
+    for _ in range(6):
+        began_s = now_s
+        while not watched.is_due(now_s, HOLD_S, is_right=True, candidates=2):
+            now_s += 1.0
+        waits.append(now_s - began_s)
+        watched.moved(now_s)
+    assert waits == [10.0, 10.0, 20.0, 20.0, 40.0, 40.0]
