@@ -3,6 +3,7 @@
 ::
 
     writing    backlog -> seal -> uploader -> store        lease: who may; tip: how far
+               turns: how many shards ship much at once
                takeover: where the next writer goes on     (several nodes)
                pageset -> layout -> snapshot -> publish    page sets;   schedule: when
                compaction -> compact                       small log objects become larger ones
@@ -17,6 +18,7 @@
                finality: which frames certificates prove   (several voters)
     deciding   continuation, parentstate                   how a journal continues an archive
     stores     port: directory, s3, gcs, unconditional     store: by URL;   probe: does it hold?
+               metered: what is asked of a store, counted
                encrypted: what a store keeps, encrypted at rest;   keyring: for whom
                remote, files: what each store needs        patience, backoff, clock: how long
     common     names -> facts                              baseline: what a restore would begin with

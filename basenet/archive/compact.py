@@ -241,7 +241,6 @@ class Compactor:
             pieces.append(replace(piece, raw_bytes=sum(map(len, held))))
         if not pieces:
             return None
-        pieces[-1] = await self._with_epoch(pieces[-1])
         return _Gathered(
             pieces=tuple(pieces),
             frames=tuple(frames[: pieces[-1].log.end - start + 1]),
@@ -355,8 +354,9 @@ class Compactor:
         return replace(whole, proofs=proofs)
 
     async def _store_merged(self, whole: _Gathered) -> Piece:
-        level, epoch = merged_level(whole.pieces), whole.pieces[-1].archive_epoch
-        assert epoch is not None, "the last of them was asked for it"
+        level = merged_level(whole.pieces)
+        epoch = (await self._with_epoch(whole.pieces[-1])).archive_epoch
+        assert epoch is not None, "it was asked for"
         batch = Batch(
             start=whole.pieces[0].log.start, frames=whole.frames, proofs=_distinct(whole.proofs)
         )

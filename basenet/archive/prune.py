@@ -24,7 +24,7 @@ from basenet.archive.lease import Lease
 from basenet.archive.lineage import Reach, make_line
 from basenet.archive.names import ShardNames
 from basenet.archive.plan import Wish, find_genesis, list_lineages
-from basenet.archive.port import Entry, Store, StoreNotFound
+from basenet.archive.port import Entry, Store, StoreNotFound, StoreRefused
 from basenet.archive.retention import (
     Deletion,
     Kind,
@@ -35,7 +35,7 @@ from basenet.archive.retention import (
     plan_retention,
 )
 from basenet.archive.stretch import find_covered
-from basenet.archive.survey import Survey
+from basenet.archive.survey import Survey, read_tip_data
 from basenet.archive.trust import Genesis
 from basenet.errors import (
     BasenetError,
@@ -99,6 +99,8 @@ class Pruner:
         Raises `CorruptionError` when the archive would not restore what it must: nothing was
         deleted then. Raises `ConflictError` when the lease is another's, and what the store raises.
         """
+        # Before the listing: the log grows meanwhile, and the TIP with it.
+        tip = await read_tip_data(self._fetcher, self._names)
         entries = [entry async for entry in self._store.list(self._names.prefix)]
         catalog = make_catalog(self._names, entries)
         if self._lineage not in list_lineages(catalog):
@@ -109,7 +111,7 @@ class Pruner:
             plan = plan_retention(replace(facts, config_logs=config_logs))
         chosen = plan.deletions[:deletes_max]
         if plan.deletions:
-            await self._rehearse(entries, plan, facts.cutoff_ns)
+            await self._rehearse(entries, plan, facts.cutoff_ns, tip)
         if not dry_run:
             await self._delete(chosen)
         return PruneReport(
@@ -249,9 +251,12 @@ class Pruner:
     # Before and during the deletions.
 
     async def _rehearse(
-        self, entries: Sequence[Entry], plan: RetentionPlan, cutoff_ns: int
+        self, entries: Sequence[Entry], plan: RetentionPlan, cutoff_ns: int, tip: bytes | None
     ) -> None:
-        """Plan the restores of the oldest and the newest kept moment without what is to go."""
+        """Plan the restores of the oldest and the newest kept moment without what is to go.
+
+        ``tip``: the TIP as it was before ``entries`` were listed.
+        """
         gone = {deletion.name for deletion in plan.deletions}
         rest = make_catalog(self._names, [entry for entry in entries if entry.name not in gone])
         wishes = [Wish(lineage=self._lineage)]
@@ -259,7 +264,9 @@ class Pruner:
             wishes.append(Wish(lineage=self._lineage, to_time_ns=TimestampNs(cutoff_ns)))
         for wish in wishes:
             try:
-                planned = await Survey(self._fetcher, rest).make_plan(wish, self._trusted)
+                planned = await Survey(self._fetcher, rest, tip=tip).make_plan(wish, self._trusted)
+            except StoreRefused:
+                raise  # that says nothing of what lies there
             except (CorruptionError, NotFoundError, ConflictError, UsageError) as error:
                 raise CorruptionError(
                     f"nothing of shard {self._names.shard} was deleted, because the archive would "

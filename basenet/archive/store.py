@@ -18,6 +18,7 @@ from basenet.archive.directory import DirectoryStore
 from basenet.archive.encrypted import EncryptedStore
 from basenet.archive.gcs import open_gcs
 from basenet.archive.keyring import Keyring
+from basenet.archive.metered import MeteredStore, StoreUsage
 from basenet.archive.port import (
     Entry,
     Listing,
@@ -46,6 +47,7 @@ __all__ = [
     "StoreNotFound",
     "StoreRefused",
     "StoreUnavailable",
+    "StoreUsage",
     "Token",
     "make_encryption",
     "open_store",
@@ -64,12 +66,14 @@ def open_store(
     limits: Limits | None = None,
     encryption: Encryption | None = None,
     keyring: Keyring | None = None,
+    usage: StoreUsage | None = None,
 ) -> Store:
     """Return the store that ``url`` names; the caller closes it with `Store.aclose`.
 
     ``environment`` gives the AWS and Google variables, and ``BASE_ARCHIVE_UNCONDITIONAL``.
     ``encryption`` is for S3, by the server; ``keyring`` is for all stores, by us: without one, what
-    is encrypted is refused with the name of the variable. Nothing is asked of the store yet.
+    is encrypted is refused with the name of the variable. ``usage`` counts what is asked of the
+    store; nothing is yet.
     Raises `UsageError` when ``url`` is none of the three, or when the package that speaks to it is
     not installed.
     """
@@ -89,6 +93,8 @@ def open_store(
         store = open_gcs(bucket, prefix, environment=environment, limits=limits)
     else:
         raise UsageError(f"archive {_without_secrets(url)!r} is of no known kind: {_FORMS}")
+    if usage is not None:
+        store = MeteredStore(store, usage)
     is_conditional = environment.get("BASE_ARCHIVE_UNCONDITIONAL", "0") in ("", "0")
     return EncryptedStore(
         store if is_conditional else UnconditionalStore(store), keyring or Keyring()

@@ -21,7 +21,8 @@ long: sealing and storing costs as much of it as all that precedes::
 the store is out of reach, or refuses us, the same object is tried again after growing pauses. When
 `retry_deadline_seconds` have passed, the attempt gives up: it lets go of the memory, and the next
 cycle takes the same frames to the same object. A write that was not answered is undecided and may
-still happen, hence the same object: it will then be found equal.
+still happen, hence the same object: it will then be found equal. What is large has one attempt a
+cycle, in its turn among the node's shards (`basenet.archive.turns`).
 
 *Who may.* The lease is made sure of before each write. Its loss ends this shard's archive with
 `LeaseLost`. Other frames under our numbers end it with `TwoHistories`. Both leave `run` as
@@ -47,6 +48,7 @@ from basenet.archive.patience import LEASE_SECONDS, in_time, seconds_for
 from basenet.archive.port import Store, StoreConflict, StoreNotFound
 from basenet.archive.seal import Seal, SealedLog, check_same_frames, seal_log
 from basenet.archive.tip import TipWriter
+from basenet.archive.turns import LARGE_BYTES_MIN, Turns
 from basenet.errors import BasenetError, NotFoundError, UnavailableError, UsageError
 from basenet.units import KIB, SEGMENT_TARGET_BYTES, Seq, TimestampNs
 from basenet.wire.certificate import Certificate
@@ -143,8 +145,10 @@ class Uploader:
         clock: Clock = SYSTEM_CLOCK,
         prove: Prove | None = None,
         on_stored: OnStored | None = None,
+        turns: Turns | None = None,
     ) -> None:
         """Take over ``backlog``; ``trusted`` are the keys whose objects are believed."""
+        self._turns = turns or Turns()
         self._prove = prove
         self._on_stored = on_stored
         self._store = store
@@ -169,6 +173,7 @@ class Uploader:
         self._flush_at = float("-inf")  # when the frames may go that wait then
         self._due_to = Seq(0)  # the last of those that may go now
         self._pending_end: Seq | None = None  # the end of an object that is undecided
+        self._pending_size = 0  # the bytes of its frames
         self._last_success_ns: int | None = None
         self._failures = 0
         self._last_error: str | None = None
@@ -279,22 +284,57 @@ class Uploader:
             if trio.current_time() >= self._flush_at or self._flushes:
                 self._due_to = self._backlog.tip_seq
                 self._flush_at = trio.current_time() + self._settings.flush_interval_seconds
-            batch = await self._backlog.read_batch(
-                self._source,
-                bytes_max=self._settings.segment_target_bytes,
-                end_max=self._pending_end,
+            if self._foresee_size() < LARGE_BYTES_MIN:
+                pause_s = await self._ship_next(self._settings.retry_deadline_seconds)
+            else:
+                pause_s = await self._ship_in_turn()
+            if pause_s:  # and a cycle that failed holds no memory while it waits
+                await self._pause(pause_s)
+
+    def _foresee_size(self) -> int:
+        """Return about how many bytes of frames the next object has."""
+        if self._pending_end is not None:
+            return self._pending_size
+        return min(self._backlog.size, self._settings.segment_target_bytes)
+
+    async def _ship_in_turn(self) -> float:
+        """Do as `_ship_next` does, once, when the node's other shards leave room for it."""
+        self._state = ArchiveState.SHIPPING if self._state == ArchiveState.IDLE else self._state
+        try:
+            # Waiting for another's lease to run out takes long, and needs no memory.
+            await self._ensure_lease()
+        except (UnavailableError, UsageError, NotFoundError) as error:
+            self._note_failure(error)
+            return self._backoff.next_seconds()
+        async with self._turns.turn():
+            return await self._ship_next(0)
+
+    async def _ensure_lease(self) -> int:
+        """Return the archive epoch of our lease; another's is waited for."""
+        # Ours is a request or two.
+        lease_s = seconds_for(0) if self._lease.is_held else LEASE_SECONDS
+        return await self._in_time(self._lease.ensure, lease_s)
+
+    async def _ship_next(self, patience_s: float) -> float:
+        """Ship the first waiting frames; return for how long to pause, 0 if it succeeded."""
+        batch = await self._backlog.read_batch(
+            self._source,
+            bytes_max=self._settings.segment_target_bytes,
+            end_max=self._pending_end,
+        )
+        if batch is None:
+            return 0
+        if self._prove is not None:
+            batch = await self._prove(batch)
+        if self._state == ArchiveState.IDLE:
+            self._state = ArchiveState.SHIPPING
+        if not await self._ship(batch, patience_s):
+            return (
+                self._settings.pause_seconds_max / 2 if patience_s else self._backoff.next_seconds()
             )
-            if batch is None:
-                continue
-            if self._prove is not None:
-                batch = await self._prove(batch)
-            if self._state == ArchiveState.IDLE:
-                self._state = ArchiveState.SHIPPING
-            if not await self._ship(batch):
-                del batch  # a cycle that failed holds no memory while it waits
-                await self._pause(self._settings.pause_seconds_max / 2)
-            elif not self._backlog.count:
-                self._state = ArchiveState.IDLE
+        if not self._backlog.count:
+            self._state = ArchiveState.IDLE
+        return 0
 
     async def _wait_until_due(self) -> None:
         while not self._is_due():
@@ -310,16 +350,14 @@ class Uploader:
         is_much = self._backlog.size >= self._settings.waiting_bytes_max
         return is_begun or is_much or self._flushes > 0 or trio.current_time() >= self._flush_at
 
-    async def _ship(self, batch: Batch) -> bool:
-        """Try to archive ``batch`` until `retry_deadline_seconds` have passed: one cycle."""
-        gives_up_at = trio.current_time() + self._settings.retry_deadline_seconds
-        self._pending_end = batch.end
+    async def _ship(self, batch: Batch, patience_s: float) -> bool:
+        """Try to archive ``batch`` until ``patience_s`` have passed, at least once: one cycle."""
+        gives_up_at = trio.current_time() + patience_s
+        self._pending_end, self._pending_size = batch.end, batch.size
         sealed: SealedLog | None = None
         while True:
             try:
-                # A lease that is still another's is waited for; ours is a request or two.
-                lease_s = seconds_for(0) if self._lease.is_held else LEASE_SECONDS
-                archive_epoch = await self._in_time(self._lease.ensure, lease_s)
+                archive_epoch = await self._ensure_lease()
                 if sealed is None or sealed.archive_epoch != archive_epoch:
                     sealed = await self._seal_log(batch, archive_epoch)
                 await self._put(batch, sealed)

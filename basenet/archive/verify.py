@@ -106,25 +106,28 @@ async def verify(
     started = time.monotonic()
     shards, strangers = await _list_all(store, service, shard)
     meter = Meter(sum(shards.values()), on_progress)
-    now_ns = time.time_ns() if now_ns is None else now_ns
     reports = []
     fetcher = fetcher or Fetcher(store)
     for names in shards:
         for _ in range(ATTEMPTS):
+            # The TIP first: a writer goes on, and what the TIP proves must be in the listing.
+            tip, why = None, None
+            try:
+                tip = await read_tip_data(fetcher, names)
+            except EncryptionCorrupt as error:
+                why = str(error)
+            catalog = await read_catalog(store, names)
+            # The time afterwards: what is not listed was deleted before, by what was old then.
+            present_ns = time.time_ns() if now_ns is None else now_ns
             inspection = Inspection(
                 names=names,
                 fetcher=fetcher,
                 trusted=trusted,
-                horizon_ns=now_ns - int(retention_seconds * _NS_PER_SECOND),
+                horizon_ns=present_ns - int(retention_seconds * _NS_PER_SECOND),
                 meter=meter,
             )
-            # The TIP first: a writer goes on, and what the TIP proves must be in the listing.
-            try:
-                tip = await read_tip_data(fetcher, names)
-            except EncryptionCorrupt as error:
-                inspection.report(names.tip, str(error))
-                tip = None
-            catalog = await read_catalog(store, names)
+            if why is not None:
+                inspection.report(names.tip, why)
             report = await _ShardVerifier(inspection, catalog, tip).run()
             if not inspection.has_lost_objects:
                 break

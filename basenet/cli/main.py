@@ -23,6 +23,7 @@ from typing import Final, NoReturn
 import click
 
 from basenet import __version__
+from basenet.cli import output
 from basenet.errors import BasenetError, UsageError
 
 INTERRUPTED: Final = 130
@@ -85,6 +86,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program with ``arguments``, by default the process's own, and exit."""
+    output.guard_standard_output()
     sys.exit(run(arguments))
 
 
@@ -93,6 +95,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         _refuse_without_assertions()
         result = cli.main(arguments, prog_name="basenet", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):  # click makes an Abort of an interrupt
         return INTERRUPTED
     except click.ClickException as error:
@@ -138,6 +142,8 @@ def _fail_group(group: BaseExceptionGroup[BaseException]) -> int:
         return INTERRUPTED
     _, bugs = group.split(BasenetError)
     if bugs is not None:
+        if bugs.split(output.ReaderGone)[1] is None:
+            return 1
         raise group
     errors = _list_errors(group)
     for sentence in dict.fromkeys(str(error) for error in errors):

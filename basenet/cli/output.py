@@ -4,12 +4,20 @@ With ``--json`` a command prints exactly one JSON document, so a script reads it
 people are rounded and carry their unit; numbers in JSON are exact and carry it in their name.
 """
 
+import io
 import json
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+
+from basenet.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -21,6 +29,38 @@ _HOUR_SECONDS: Final = 3600
 _DAY_SECONDS: Final = 86400
 _NS_PER_SECOND: Final = 1_000_000_000
 _MS_PER_SECOND: Final = 1000
+
+
+class ReaderGone(BrokenPipeError):  # noqa: N818  (states a fact; the kind is in the base)
+    """Nobody reads our standard output any more: as with `| head`."""
+
+
+class _Standard(io.FileIO):
+    """Standard output, which says in a sentence that its disk is full."""
+
+    def write(self, data: "ReadableBuffer") -> int:
+        """Write; raise `UnavailableError`, or `ReaderGone`."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            # What is still in a buffer must not fail once more at the exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if isinstance(error, BrokenPipeError):
+                raise ReaderGone(*error.args) from error
+            why = os.strerror(error.errno or 0)
+            raise UnavailableError(f"standard output cannot be written ({why})") from error
+
+
+def guard_standard_output() -> None:
+    """Make a standard output that takes nothing an error of ours, for the rest of the process."""
+    before = sys.stdout
+    if isinstance(before, io.TextIOWrapper):  # None, if it is closed
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Standard(before.fileno(), "w", closefd=False)),
+            encoding=before.encoding,
+            errors=before.errors,
+            line_buffering=before.line_buffering,
+        )
 
 
 def json_option(command: _Command) -> _Command:

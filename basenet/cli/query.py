@@ -232,9 +232,10 @@ class _Csv:
         )
 
     def _write(self, values: Sequence[Any]) -> bool:
+        # The writer quotes what its line end holds: a lone CR ends a line for many readers, too.
         line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(values)
-        return _put(line.getvalue())
+        csv.writer(line, lineterminator="\r\n").writerow(values)
+        return _put(line.getvalue().removesuffix("\r\n") + "\n")
 
     def end(self, answer: _Answer) -> None:
         """Everything is printed already."""

@@ -136,7 +136,8 @@ def command(
     elif interval is not None:
         raise UsageError("--interval is for --follow; write both or neither")
     place = Place(out, force=force)
-    if if_not_exists and place.is_taken and not dry_run:
+    # A directory is no database that is there already: `Place.check` will say so.
+    if if_not_exists and place.is_taken and not place.path.is_dir() and not dry_run:
         _print_taken(place, as_json=as_json)
         return
     config = load(os.environ, arguments={"BASE_SERVICE": service} if service else None)

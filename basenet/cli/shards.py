@@ -9,6 +9,7 @@ from basenet.cli.target import make_client, target_options
 from basenet.control.reset import Keep, ResetCommand
 from basenet.control.surface import ShardStatus
 from basenet.errors import UsageError
+from basenet.sqlite.unmark import remove_mark
 
 
 @click.group(invoke_without_command=True)
@@ -81,6 +82,25 @@ def reset(
         output.print_json({"shard": shard, "keep": keep, "done": done})
     else:
         click.echo(done)
+
+
+@command.command("writable", short_help="Let a file be written to that a cluster left read-only.")
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@output.json_option
+def writable(*, path: Path, as_json: bool) -> None:
+    """Let applications write to a database that says that it is read-only.
+
+    With BASE_FENCE=readonly a node of a cluster marks its file wherever it is not the writer, and
+    takes the mark away by itself. This is for a file that no node serves any more: it is refused
+    while one does. What is written afterwards is not in the cluster.
+    """
+    is_changed = remove_mark(path)
+    if as_json:
+        output.print_json({"path": str(path), "changed": is_changed})
+    elif is_changed:
+        click.echo(f"{path} is writable: close connections that are open, they stay read-only.")
+    else:
+        click.echo(f"{path} was not marked as read-only.")
 
 
 def _document(shard: ShardStatus) -> dict[str, object]:

@@ -148,8 +148,8 @@ def _describe_shard(shard: ShardStatus, now_ns: int) -> dict[str, str]:
         f"{output.format_duration(shard.lag_ms / _MS)}",
         "worst-case loss": output.format_duration(shard.worst_case_loss_ms / _MS),
         "archive": shard.archive,
-        "last proof": shard.proof
-        + (f", {_format_moment(shard.proof_verified_ns)}" if shard.proof_verified_ns else ""),
+        "last proof": shard.proof,
+        "last proven": _format_moment(shard.proof_verified_ns),
         "archive epoch": str(shard.archive_epoch or ""),
         "archive broken at": str(shard.archive_broken_seq or ""),
         "database": f"{shard.db_pages} pages of {shard.page_size} bytes",

@@ -505,7 +505,8 @@ FENCE: Final = _given(
     values.choice(model.Fence),
     "lock",
     "`lock` or `readonly`",
-    "How replicas refuse writes. `serve` takes `lock` only, in this version.",
+    "How a node that is not the writer refuses writes: by SQLite's write lock alone, or by a mark "
+    "in the file as well, which also holds while basenet does not run.",
     cluster=True,
 )
 LEASE_MS: Final = _given(

@@ -6,7 +6,9 @@
 `control.members`          what an operator can do to the members of a shard
 `control.reset`            what an operator decides about a file that is not the shard's own
 `control.histogram`        an accumulator for the one thing that needs a distribution
+`control.slices`           answers about all shards, made without holding up the event loop
 `control.metrics`          facts to Prometheus samples, under exactly the promised names
+`control.textformat`       samples as lines of Prometheus' text format and of OpenMetrics
 `control.listeners`        the two addresses: BASE_LISTEN_HTTP and the data directory's socket
 `control.connections`      streams that cannot hang, and no more of them than were allowed
 `control.answers`          facts and exceptions to JSON bodies, status codes and headers

@@ -8,10 +8,12 @@ What stands in place of the dots (``shard``, ``reasons``) depends on the error. 
 by the exception's class alone, nearest ancestor first, never by its text.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from basenet.control.surface import Forbidden
 from basenet.errors import (
@@ -35,6 +37,7 @@ STATUS_OF_CLASS: Final[dict[type[BasenetError], int]] = {
     BasenetError: 500,
 }
 RETRY_AFTER_SECONDS: Final = 1
+_SHARDS_A_PIECE: Final = 250  # some 300 KiB: a piece costs as much as 50 KiB of its bytes
 
 
 def json_response(
@@ -47,6 +50,51 @@ def json_response(
         headers={"cache-control": "no-store", **(headers or {})},
         media_type="application/json",
     )
+
+
+class LongResponse(Response):
+    """A JSON response in pieces, each of them sent before the next one is looked at.
+
+    Megabytes at once would hold the event loop up while they are copied from one layer of the
+    server to the other, and would have to be taken by a slow client within one send's time.
+    """
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        """``pieces``: of `encode_long`."""
+        size = sum(len(piece) for piece in pieces)
+        super().__init__(
+            headers={"cache-control": "no-store", "content-length": str(size)},
+            media_type="application/json",
+        )
+        self._pieces = pieces
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def encode_long(fact: object, shards: Sequence[bytes]) -> list[bytes]:
+    """Return ``fact`` as JSON in pieces, its field ``shards``, which is empty, filled.
+
+    ``shards``: the elements of that array, or the members of that object, as JSON.
+    """
+    document = msgspec.json.encode(fact)
+    # No string has this in it, since its quotes would be escaped, and no other field is empty.
+    for empty in (b'"shards":[]', b'"shards":{}'):
+        head, found, tail = document.partition(empty)
+        if found:
+            break
+    else:
+        raise AssertionError("a document about shards has an empty field for them")
+    pieces = [head + empty[:-1]]
+    for first in range(0, len(shards), _SHARDS_A_PIECE):
+        comma = b"," if first else b""
+        pieces.append(comma + b",".join(shards[first : first + _SHARDS_A_PIECE]))
+    return [*pieces, empty[-1:] + tail + b"\n"]
 
 
 def get_status(error: BasenetError) -> int:

@@ -20,7 +20,7 @@ from typing import Final
 import structlog
 import trio
 
-SEND_SECONDS_MAX: Final = 10.0  # for one send; the biggest body is a scrape, far below 1 MiB
+SEND_SECONDS_MAX: Final = 10.0  # for one send; what is longer than 1 MiB is sent in pieces
 
 _log = structlog.get_logger()
 

@@ -12,9 +12,10 @@ Two of the promised counters, ``base_shards`` and ``base_lease_contentions``, do
 prometheus_client among them) append the suffix to whatever is announced as one. So these two are
 announced without a type; ``rate()`` takes them all the same.
 
-Every number is taken at the moment of the scrape out of one `NodeMetrics`: there is no second
+Every number is taken at the moment of the scrape out of the `Surface`: there is no second
 bookkeeping that could differ from ``status``, and nothing is registered with the library's default
-registry, which belongs to the whole process.
+registry, which belongs to the whole process. The shards are asked a slice at a time, each once
+(`control.slices`), and a scrape holds no more of them than the lines or the folded numbers.
 
 From `SHARDS_LABELLED_MAX` shards on a label per shard would cost the monitoring more than it tells,
 so the shards are folded into one sample: amounts are added, the worst age is shown, and the oldest
@@ -22,32 +23,37 @@ moment. A fold over shards, one of which goes away, can move a counter down; Pro
 for a restart, which it is for that shard.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
-from prometheus_client import CollectorRegistry
+import trio
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-    UnknownMetricFamily,
-)
-from prometheus_client.registry import Collector
 
+from basenet.control.slices import SHARDS_AT_ONCE, Shared, visit
 from basenet.control.surface import (
     HistogramSample,
     NodeMetrics,
     ShardMetrics,
     ShardRole,
     ShardState,
+    Surface,
 )
+from basenet.control.textformat import (
+    OPENMETRICS_END,
+    Kind,
+    format_head,
+    format_histogram,
+    format_labels,
+    format_sample,
+)
+from basenet.units import ShardId
 
 SHARDS_LABELLED_MAX: Final = 199
 HOT_NS: Final = 10_000_000_000  # a shard is hot while its newest commit is younger than this
 
+_OPENMETRICS: Final = "application/openmetrics-text"
 _MS: Final = 1e3
 _NS: Final = 1e9
 
@@ -65,13 +71,30 @@ class ShardFamily:
     is_counter: bool = False
 
 
+@dataclass(slots=True)
+class ShardCounts:
+    """What of a scrape is counted over all shards."""
+
+    states: list[ShardState] = field(default_factory=list)  # one for each shard
+    writers: int = 0
+    hot: int = 0
+
+    def add(self, shard: ShardMetrics, now_ns: int) -> None:
+        """Count ``shard``."""
+        status = shard.status
+        self.states.append(status.state)
+        self.writers += status.role is ShardRole.WRITER
+        captured_ns = status.last_captured_ns
+        self.hot += captured_ns is not None and now_ns - captured_ns < HOT_NS
+
+
 @dataclass(frozen=True, slots=True)
 class NodeFamily:
     """One metric of the whole node."""
 
     name: str
     help: str
-    read: Callable[[NodeMetrics], float]
+    read: Callable[[NodeMetrics, ShardCounts], float]
     is_counter: bool = False
 
 
@@ -83,39 +106,51 @@ NODE_FAMILIES: Final = (
     NodeFamily(
         "base_shards",
         "Shards opened since the process began, those that went again included.",
-        lambda node: node.shards_opened,
+        lambda node, _: node.shards_opened,
         is_counter=True,
     ),
     NodeFamily(
         "base_active_shards",
         "Shards whose commits are being captured.",
-        lambda node: sum(s.status.state is ShardState.CAPTURING for s in node.shards),
+        lambda _, shards: shards.states.count(ShardState.CAPTURING),
     ),
     NodeFamily(
         "base_hot_shards",
         "Shards with a commit in the last 10 seconds.",
-        lambda node: sum(_is_hot(shard, node.now_ns) for shard in node.shards),
+        lambda _, shards: shards.hot,
     ),
     NodeFamily(
         "base_network_membership_size",
         "Members that this node knows, itself included.",
-        lambda node: node.membership_size,
+        lambda node, _: node.membership_size,
     ),
     NodeFamily(
         "base_journal_bytes",
         "Bytes of the journal on disk.",
-        lambda node: node.journal_bytes,
+        lambda node, _: node.journal_bytes,
     ),
-    NodeFamily("base_ready", "1 while /readyz answers 200.", lambda node: node.ready),
+    NodeFamily("base_ready", "1 while /readyz answers 200.", lambda node, _: node.ready),
     NodeFamily(
         "base_writer_shards",
         "Shards of which this node is the writer.",
-        lambda node: sum(s.status.role is ShardRole.WRITER for s in node.shards),
+        lambda _, shards: shards.writers,
     ),
     NodeFamily(
         "base_journal_rollbacks_total",
         "Greetings of peers that were refused because their journal had gone back.",
-        lambda node: node.journal_rollbacks,
+        lambda node, _: node.journal_rollbacks,
+        is_counter=True,
+    ),
+    NodeFamily(
+        "base_store_written_bytes_total",
+        "Bytes written to the archive's store.",
+        lambda node, _: node.store_written_bytes,
+        is_counter=True,
+    ),
+    NodeFamily(
+        "base_store_read_bytes_total",
+        "Bytes read from the archive's store.",
+        lambda node, _: node.store_read_bytes,
         is_counter=True,
     ),
 )
@@ -351,6 +386,7 @@ SHARD_FAMILIES: Final = (
 )
 
 DROPPED_NAME: Final = "base_network_dropped_total"
+STORE_CALLS_NAME: Final = "base_store_calls_total"
 STATE_NAME: Final = "base_shards_by_state"
 LOCK_HELD_NAME: Final = "base_lock_held_seconds"
 FENCE_WAIT_NAME: Final = "base_fence_wait_seconds"
@@ -359,132 +395,161 @@ HISTOGRAM_NAMES: Final = (LOCK_HELD_NAME, FENCE_WAIT_NAME, LOOP_STALL_NAME)
 
 METRIC_NAMES: Final = frozenset(
     {family.name for family in (*NODE_FAMILIES, *SHARD_FAMILIES)}
-    | {DROPPED_NAME, STATE_NAME, *HISTOGRAM_NAMES}
+    | {DROPPED_NAME, STORE_CALLS_NAME, STATE_NAME, *HISTOGRAM_NAMES}
 )
 """Every name that a scrape shows; a histogram's stands for its _bucket, _count and _sum."""
 
 
-class NodeCollector(Collector):
-    """Turns one `NodeMetrics` per scrape into the families above."""
+class _Labelled:
+    """A line for each shard and family."""
 
-    def __init__(self, read: Callable[[], NodeMetrics]) -> None:
-        self._read = read
+    def __init__(self) -> None:
+        self._lines: list[list[str]] = [[] for _ in SHARD_FAMILIES]
 
-    def describe(self) -> Iterable[Metric]:
-        """Return nothing: the names are known only to be ours, and no daemon may be asked yet."""
-        return ()
+    def add(self, shard: ShardMetrics) -> None:
+        """Take in what ``shard`` has now."""
+        labels = format_labels(shard=shard.status.shard)
+        for family, lines in zip(SHARD_FAMILIES, self._lines, strict=True):
+            value = family.read(shard)
+            if value is not None:
+                lines.append(format_sample(family.name, labels, value))
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield every family, those without a sample included, so that each name is announced."""
-        node = self._read()
-        for node_family in NODE_FAMILIES:
-            yield _collect_node(node_family, node)
-        for shard_family in SHARD_FAMILIES:
-            yield _collect_shards(shard_family, node.shards)
-        yield _collect_dropped(node.network_dropped)
-        yield _collect_states(node.shards)
-        yield _collect_lock_held(node.lock_held)
-        yield _collect_histogram(
-            FENCE_WAIT_NAME,
-            "How long it took from asking for a database's fence to holding it.",
-            node.fence_wait,
-        )
-        yield _collect_histogram(
-            LOOP_STALL_NAME,
-            "By how much a timer of the event loop was late.",
-            node.loop_stall,
-        )
+    def samples(self) -> Iterator[str]:
+        """Yield the lines of each family, in the order of `SHARD_FAMILIES`."""
+        for lines in self._lines:
+            yield "".join(lines)
+
+
+class _Folded:
+    """One value for each family, of all shards together."""
+
+    def __init__(self) -> None:
+        self._values: list[float | None] = [None] * len(SHARD_FAMILIES)
+        self._rows: list[list[float | None]] = []
+
+    def add(self, shard: ShardMetrics) -> None:
+        """Take in what ``shard`` has now."""
+        self._rows.append([family.read(shard) for family in SHARD_FAMILIES])
+        if len(self._rows) == SHARDS_AT_ONCE:
+            self._fold()
+
+    def _fold(self) -> None:
+        """Let go of the rows: a column at a time is folded faster than a value."""
+        rows = [*self._rows, self._values]
+        self._rows = []
+        for index, column in enumerate(zip(*rows, strict=True)):
+            known = [value for value in column if value is not None]
+            if known:
+                self._values[index] = SHARD_FAMILIES[index].fold(known)
+
+    def samples(self) -> Iterator[str]:
+        """Yield the line of each family, in the order of `SHARD_FAMILIES`; nothing for no value."""
+        self._fold()
+        for family, value in zip(SHARD_FAMILIES, self._values, strict=True):
+            yield "" if value is None else format_sample(family.name, "", value)
 
 
 class Exposition:
     """What ``/metrics`` answers, in whichever of the formats the scraper asks for."""
 
-    def __init__(self, read: Callable[[], NodeMetrics]) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(NodeCollector(read))
+    def __init__(self, surface: Surface, turn: trio.Lock) -> None:
+        """``turn``: see `slices.Shared`."""
+        self._surface = surface
+        self._shared = {
+            is_openmetrics: Shared(turn, partial(self._render, is_openmetrics=is_openmetrics))
+            for is_openmetrics in (False, True)
+        }
 
-    def render(self, accept: str) -> tuple[bytes, str]:
+    async def render(self, accept: str) -> tuple[bytes, str]:
         """Return body and content type for a request whose Accept header is ``accept``."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        _, content_type = choose_encoder(accept)
+        is_openmetrics = content_type.startswith(_OPENMETRICS)
+        return await self._shared[is_openmetrics].get(), content_type
+
+    async def _render(self, *, is_openmetrics: bool) -> bytes:
+        node, names = self._surface.node_metrics(), self._surface.shard_ids()
+        counts = ShardCounts()
+        shards = _Labelled() if len(names) <= SHARDS_LABELLED_MAX else _Folded()
+
+        def look(name: ShardId) -> None:
+            shard = self._surface.shard_metrics(name)
+            counts.add(shard, node.now_ns)
+            shards.add(shard)
+
+        await visit(names, look)
+        families = (
+            *zip(_NODE_HEADS, _node_samples(node, counts), strict=True),
+            *zip(_SHARD_HEADS, shards.samples(), strict=True),
+            *zip(_OTHER_HEADS, _other_samples(node, counts), strict=True),
+        )
+        text = "".join(f"{head[is_openmetrics]}{samples}" for head, samples in families)
+        return (text + (OPENMETRICS_END if is_openmetrics else "")).encode()
 
 
-def _make_family(
-    name: str, documentation: str, *, is_counter: bool, labels: Sequence[str]
-) -> CounterMetricFamily | GaugeMetricFamily | UnknownMetricFamily:
-    if not is_counter:
-        return GaugeMetricFamily(name, documentation, labels=labels)
-    if name.endswith("_total"):
-        return CounterMetricFamily(name, documentation, labels=labels)
-    return UnknownMetricFamily(name, documentation, labels=labels)
+def _make_heads(name: str, documentation: str, kind: Kind) -> tuple[str, str]:
+    """Return the head of a family in the text format and in OpenMetrics."""
+    text, openmetrics = (
+        format_head(name, documentation, kind, is_openmetrics=each) for each in (False, True)
+    )
+    return text, openmetrics
 
 
-def _collect_node(family: NodeFamily, node: NodeMetrics) -> Metric:
-    metric = _make_family(family.name, family.help, is_counter=family.is_counter, labels=())
-    metric.add_metric([], float(family.read(node)))
-    return metric
+def _kind_of(family: ShardFamily | NodeFamily) -> Kind:
+    if not family.is_counter:
+        return Kind.GAUGE
+    return Kind.COUNTER if family.name.endswith("_total") else Kind.UNKNOWN
 
 
-def _collect_shards(family: ShardFamily, shards: Sequence[ShardMetrics]) -> Metric:
-    is_labelled = len(shards) <= SHARDS_LABELLED_MAX
-    labels = ("shard",) if is_labelled else ()
-    metric = _make_family(family.name, family.help, is_counter=family.is_counter, labels=labels)
-    values = [(shard.status.shard, family.read(shard)) for shard in shards]
-    known = [(shard, float(value)) for shard, value in values if value is not None]
-    if is_labelled:
-        for shard, value in known:
-            metric.add_metric([shard], value)
-    elif known:
-        metric.add_metric([], family.fold(value for _, value in known))
-    return metric
-
-
-def _collect_dropped(dropped: Mapping[str, int]) -> Metric:
-    metric = CounterMetricFamily(
+# Each family is announced, also one without a sample.
+_NODE_HEADS: Final = [_make_heads(each.name, each.help, _kind_of(each)) for each in NODE_FAMILIES]
+_SHARD_HEADS: Final = [_make_heads(each.name, each.help, _kind_of(each)) for each in SHARD_FAMILIES]
+_OTHER_HEADS: Final = [
+    _make_heads(
         DROPPED_NAME,
         "Connections and messages of peers that were refused or dropped, by reason.",
-        labels=("reason",),
-    )
-    for reason, count in sorted(dropped.items()):
-        metric.add_metric([reason], count)
-    return metric
-
-
-def _collect_states(shards: Sequence[ShardMetrics]) -> Metric:
-    metric = GaugeMetricFamily(STATE_NAME, "Shards in each state.", labels=("state",))
-    for state in ShardState:
-        metric.add_metric([state], sum(shard.status.state is state for shard in shards))
-    return metric
-
-
-def _collect_lock_held(held: dict[str, HistogramSample]) -> Metric:
-    metric = HistogramMetricFamily(
+        Kind.COUNTER,
+    ),
+    _make_heads(STORE_CALLS_NAME, "Requests to the archive's store, by kind.", Kind.COUNTER),
+    _make_heads(STATE_NAME, "Shards in each state.", Kind.GAUGE),
+    _make_heads(
         LOCK_HELD_NAME,
         "How long basenet held SQLite's write lock, by the reason for it.",
-        labels=("reason",),
+        Kind.HISTOGRAM,
+    ),
+    _make_heads(
+        FENCE_WAIT_NAME,
+        "How long it took from asking for a database's fence to holding it.",
+        Kind.HISTOGRAM,
+    ),
+    _make_heads(LOOP_STALL_NAME, "By how much a timer of the event loop was late.", Kind.HISTOGRAM),
+]
+
+
+def _node_samples(node: NodeMetrics, counts: ShardCounts) -> Iterator[str]:
+    """Yield the line of each family, in the order of `NODE_FAMILIES`."""
+    for family in NODE_FAMILIES:
+        yield format_sample(family.name, "", family.read(node, counts))
+
+
+def _other_samples(node: NodeMetrics, counts: ShardCounts) -> Iterator[str]:
+    """Yield the lines of each of the families with labels of their own, and of the histograms."""
+    yield "".join(
+        format_sample(DROPPED_NAME, format_labels(reason=reason), count)
+        for reason, count in sorted(node.network_dropped.items())
     )
+    yield "".join(
+        format_sample(STORE_CALLS_NAME, format_labels(call=call), count)
+        for call, count in sorted(node.store_calls.items())
+    )
+    yield "".join(
+        format_sample(STATE_NAME, format_labels(state=state), counts.states.count(state))
+        for state in ShardState
+    )
+    yield "".join(_lock_held_lines(node.lock_held))
+    yield "".join(format_histogram(FENCE_WAIT_NAME, node.fence_wait))
+    yield "".join(format_histogram(LOOP_STALL_NAME, node.loop_stall))
+
+
+def _lock_held_lines(held: Mapping[str, HistogramSample]) -> Iterator[str]:
     for reason, sample in sorted(held.items()):
-        metric.add_metric([reason], _make_buckets(sample), sample.total)
-    return metric
-
-
-def _collect_histogram(name: str, documentation: str, sample: HistogramSample) -> Metric:
-    metric = HistogramMetricFamily(name, documentation)
-    metric.add_metric([], _make_buckets(sample), sample.total)
-    return metric
-
-
-def _make_buckets(sample: HistogramSample) -> list[tuple[str, float]]:
-    """Return the buckets as Prometheus wants them: each holds those below it."""
-    assert len(sample.counts) == len(sample.bounds) + 1, "one bucket beyond the last bound"
-    count = 0
-    buckets: list[tuple[str, float]] = []
-    for bound, observed in zip((*sample.bounds, float("inf")), sample.counts, strict=True):
-        count += observed
-        buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), count))
-    return buckets
-
-
-def _is_hot(shard: ShardMetrics, now_ns: int) -> bool:
-    captured_ns = shard.status.last_captured_ns
-    return captured_ns is not None and now_ns - captured_ns < HOT_NS
+        yield from format_histogram(LOCK_HELD_NAME, sample, reason=reason)

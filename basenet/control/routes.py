@@ -31,6 +31,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, TypeVar
 
 import trio
+from msgspec.json import encode
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -39,11 +40,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from basenet.config.values import parse_duration, parse_switch
-from basenet.control.answers import error_response, exception_response, json_response
+from basenet.control.answers import (
+    LongResponse,
+    encode_long,
+    error_response,
+    exception_response,
+    json_response,
+)
 from basenet.control.boundary import Boundary
 from basenet.control.cookie import parse_cookie
 from basenet.control.metrics import Exposition
 from basenet.control.operator import check_operator, parse_command, parse_reset
+from basenet.control.slices import Shared, visit
 from basenet.control.surface import (
     Level,
     LineageMismatch,
@@ -55,7 +63,7 @@ from basenet.control.surface import (
     WaitResult,
 )
 from basenet.errors import BasenetError, UnavailableError, UsageError
-from basenet.units import Seq
+from basenet.units import Seq, ShardId
 
 HEALTH_SECONDS_MAX: Final = 2.0
 WAIT_SECONDS_DEFAULT: Final = 30.0
@@ -107,7 +115,10 @@ class _Paths:
         self._surface = surface
         self._closing = closing
         self._listens_at = listens_at
-        self._exposition = Exposition(surface.metrics)
+        turn = trio.Lock()
+        self._exposition = Exposition(surface, turn)
+        self._members = Shared(turn, self._tell_members)
+        self._shards = Shared(turn, self._tell_shards)
         self._node_id = ""
         self._level = Level.FINAL
 
@@ -150,14 +161,24 @@ class _Paths:
 
     async def metrics(self, request: Request) -> Response:
         """Answer a scrape."""
-        body, content_type = self._exposition.render(request.headers.get("accept", ""))
+        body, content_type = await self._exposition.render(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type, "cache-control": "no-store"})
 
     async def members(self, request: Request) -> Response:
         """Answer in the form that the followed system's clients read, and a little more."""
         _check_query(request, frozenset())
+        return LongResponse(await self._members.get())
+
+    async def _tell_members(self) -> list[bytes]:
         node = self._surface.node_status()
-        return json_response(
+        told: list[bytes] = []
+
+        def look(shard: ShardId) -> None:
+            progress = _progress(self._surface.shard_status(shard))
+            told.append(encode(str(shard)) + b":" + encode(progress))
+
+        await visit(self._surface.shard_ids(), look)
+        return encode_long(
             {
                 "nodeID": node.node_id,
                 "shardKey": None,  # a gateway's; there is none
@@ -167,14 +188,24 @@ class _Paths:
                 "endpoints": {member.node_id: member.endpoint for member in node.members},
                 "addresses": {member.node_id: member.address for member in node.members},
                 "connected": [member.node_id for member in node.members if member.is_connected],
-                "shards": {shard.shard: _progress(shard) for shard in node.shards},
-            }
+                "shards": {},
+            },
+            told,
         )
 
     async def shards(self, request: Request) -> Response:
         """Answer with the node and all its shards."""
         _check_query(request, frozenset())
-        return json_response(self._surface.node_status())
+        return LongResponse(await self._shards.get())
+
+    async def _tell_shards(self) -> list[bytes]:
+        node = self._surface.node_status()
+        told: list[bytes] = []
+        await visit(
+            self._surface.shard_ids(),
+            lambda shard: told.append(encode(self._surface.shard_status(shard))),
+        )
+        return encode_long(node, told)
 
     async def shard(self, request: Request) -> Response:
         """Answer with one shard."""

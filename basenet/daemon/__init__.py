@@ -16,6 +16,7 @@
 `daemon.pump`               effects become acts: persist, then finalise, in that order
 `daemon.framer`             captured commits become frames (CPU only)
 `daemon.journalist`         the one writer of the journal
+`daemon.hand`               a thread of one's own, for the journal's writer
 `daemon.keeper`             the journal's cap while the archive is away
 `daemon.progress`, `marks`  how far a shard has come, and what is not archived yet
 `daemon.archiving`          one shard's way into the archive: lineage, lease, uploads

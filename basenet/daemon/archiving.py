@@ -501,6 +501,7 @@ class Archiver:
                 retry_deadline_seconds=config.retry_deadline_seconds,
             ),
             on_stored=compactor.on_stored,
+            turns=self._node.turns,
         )
         self._tip_seq = backlog.tip_seq
         self.uploader, self._put_bytes = uploader, 0

@@ -19,7 +19,7 @@ import trio
 
 from basenet import failpoints
 from basenet.archive.keyring import make_writing_keyring
-from basenet.archive.store import Store, make_encryption, open_store
+from basenet.archive.store import Store, StoreUsage, make_encryption, open_store
 from basenet.config.model import Config, Network
 from basenet.control.listeners import Listeners, open_listeners
 from basenet.control.server import serve as serve_http
@@ -81,7 +81,8 @@ async def run(config: Config, *, environment: Mapping[str, str], command: str | 
     wake = open_wake()
     try:
         listeners = open_listeners(config.listen_http, config.data_dir)
-        store = await _open_archive(config, environment, key)
+        usage = StoreUsage()
+        store = await _open_archive(config, environment, key, usage)
         node = Node(
             config=config,
             author=Author(
@@ -90,6 +91,7 @@ async def run(config: Config, *, environment: Mapping[str, str], command: str | 
             journalist=Journalist(journal),
             waker=Waker(wake),
             store=store,
+            store_usage=usage,
             trusted=_trusted_keys(config, key),
             traces=traces,
         )
@@ -144,7 +146,7 @@ def _trusted_keys(config: Config, key: SigningKey) -> frozenset[PublicKeyBytes]:
 
 
 async def _open_archive(
-    config: Config, environment: Mapping[str, str], key: SigningKey
+    config: Config, environment: Mapping[str, str], key: SigningKey, usage: StoreUsage
 ) -> Store | None:
     if config.archive is None:
         return None
@@ -160,6 +162,7 @@ async def _open_archive(
         environment={**environment, **unconditional},
         encryption=make_encryption(config.archive_sse, config.archive_sse_kms_key_id),
         keyring=keyring,
+        usage=usage,
     )
 
 

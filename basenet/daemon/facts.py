@@ -4,8 +4,10 @@ import time
 from typing import Final
 
 import trio
+from msgspec import structs
 
 from basenet import __version__
+from basenet.archive.uploader import ArchiveFacts
 from basenet.control.members import MembersCommand
 from basenet.control.reset import ResetCommand
 from basenet.control.surface import (
@@ -44,10 +46,9 @@ class Facts:
         self.is_restoring = False
 
     def node_status(self) -> NodeStatus:
-        """Return the node and all its shards as they are now."""
+        """Return the node as it is now, without its shards."""
         now_ns = time.time_ns()
-        shards = [self._status(shard) for _, shard in sorted(self._supervisor.shards.items())]
-        reasons = self._reasons(shards)
+        reasons = self._reasons()
         config, author = self._node.config, self._node.author
         return NodeStatus(
             node_id=author.node_id,
@@ -57,7 +58,6 @@ class Facts:
             members=[
                 Member(node_id=author.node_id, role="validator", key=author.signer.public.hex())
             ],
-            shards=shards,
             ready=not reasons,
             reasons=reasons,
             started_ns=self._started_ns,
@@ -67,8 +67,8 @@ class Facts:
             public_key=format_public(author.signer.public),
         )
 
-    def _reasons(self, shards: list[ShardStatus]) -> list[str]:
-        reasons = sick_shards(shards)
+    def _reasons(self) -> list[str]:
+        reasons = sick_shards(self._supervisor.shards, lambda shard: shard.error)
         reasons += self._supervisor.refused
         if self._node.journalist.error is not None:
             reasons.append(self._node.journalist.error)
@@ -78,9 +78,19 @@ class Facts:
             reasons.append("basenet is shutting down")
         return reasons
 
+    def shard_ids(self) -> list[ShardId]:
+        """Return the shards that there are now, in order."""
+        return sorted(self._supervisor.shards)
+
     def shard_status(self, shard: str) -> ShardStatus:
         """Return one shard as it is now; raise `NotFoundError` for an unknown id."""
-        return self._status(self._find(shard))
+        found = self._find(shard)
+        archive = found.archiver.facts()
+        return structs.replace(
+            self._count(found, archive),
+            next_snapshot_ns=found.archiver.next_snapshot_ns(),
+            archive=self._archive_sentence(found, archive),
+        )
 
     def _find(self, shard: str) -> Shard:
         try:
@@ -90,12 +100,9 @@ class Facts:
                 f"there is no shard {shard!r} on this node; `basenet shards` lists them."
             ) from error
 
-    def _status(self, shard: Shard) -> ShardStatus:
-        return self._node.proofs.add_to(self._describe(shard))
-
-    def _describe(self, shard: Shard) -> ShardStatus:
+    def _count(self, shard: Shard, archive: ArchiveFacts | None) -> ShardStatus:
+        """Return the status of ``shard`` without what no scrape shows and takes long."""
         record, session, progress = shard.record, shard.session, shard.progress
-        archive = shard.archiver.facts()
         has_archive = self._node.store is not None
         tree = session.framer.tree if session else None
         tip = session.framer.tip if session else (record.tip if record else None)
@@ -126,12 +133,10 @@ class Facts:
             page_size=tree.page_size if tree else (record.page_size if record else 0),
             last_captured_ns=tip.timestamp_ns if tip else None,
             last_archived_ns=progress.archived_ns,
-            next_snapshot_ns=shard.archiver.next_snapshot_ns(),
             last_snapshot_seq=shard.archiver.history.base_seq or None,
             last_restore_point_ns=progress.marks.archived.timestamp_ns
             if progress.marks.archived
             else None,
-            archive=self._archive_sentence(shard),
             archive_epoch=(archive.archive_epoch or 0) if archive else 0,
             archive_broken_seq=shard.archiver.open_gap_seq,
             recovered=shard.recovered,
@@ -141,6 +146,7 @@ class Facts:
             error=shard.error,
             writer=self._node.author.node_id,
             applied_seq=progress.final_seq,
+            **self._node.proofs.told(shard.shard),
         )
 
     def _worst_case_loss_ms(self, shard: Shard, lag_ms: float) -> float:
@@ -150,18 +156,18 @@ class Facts:
             return lag_ms
         return max(lag_ms, (time.monotonic() - session.follower.polled_s) * 1_000)
 
-    def _archive_sentence(self, shard: Shard) -> str:
+    def _archive_sentence(self, shard: Shard, archive: ArchiveFacts | None) -> str:
         """Return what is wrong with the shard's archive, or what it waits for."""
         if self._node.store is None:
             return "off"
         archiver = shard.archiver
-        archive, upkeep = archiver.facts(), archiver.upkeep
+        upkeep = archiver.upkeep
         error = archiver.error or (archive.last_error if archive is not None else None)
         sentence = error or _OK
         if error is not None:
             pass
-        elif archiver.waits_for is not None:
-            sentence = f"waits until the lease of {archiver.waits_for} has stood still for 30 s"
+        elif (holder := archive.waits_for if archive else archiver.waits_for) is not None:
+            sentence = f"waits until the lease of {holder} has stood still for 30 s"
         elif archive is None or not archiver.is_compared:
             sentence = "not compared with the journal yet"
         elif not archiver.is_restorable and shard.progress.archived_seq:
@@ -170,28 +176,33 @@ class Facts:
             sentence += f": {why}" if why else ""
         return sentence
 
-    def metrics(self) -> NodeMetrics:
-        """Return what a scrape shows now."""
-        shards = [self._metrics(shard) for _, shard in sorted(self._supervisor.shards.items())]
+    def node_metrics(self) -> NodeMetrics:
+        """Return what a scrape shows of the node now."""
+        for shard in self._supervisor.shards.values():
+            if shard.session is not None:
+                shard.session.note_lock_held()
         return NodeMetrics(
             now_ns=time.time_ns(),
-            shards=shards,
             shards_opened=self._supervisor.opened,
             membership_size=1,
             journal_bytes=self._keeper.journal_bytes,
-            ready=not self._reasons([shard.status for shard in shards]),
+            ready=not self._reasons(),
             lock_held={name: held.get_sample() for name, held in self._node.lock_held.items()},
+            store_calls=self._node.store_usage.calls,
+            store_written_bytes=self._node.store_usage.written_bytes,
+            store_read_bytes=self._node.store_usage.read_bytes,
         )
 
-    def _metrics(self, shard: Shard) -> ShardMetrics:
-        status = self._status(shard)
+    def shard_metrics(self, shard: str) -> ShardMetrics:
+        """Return what a scrape shows of one shard now; raise `NotFoundError` for an unknown id."""
+        return self._measure(self._find(shard))
+
+    def _measure(self, shard: Shard) -> ShardMetrics:
         session, archive = shard.session, shard.archiver.facts()
-        if session is not None:
-            session.note_lock_held()
         totals, troubles = shard.totals(), shard.archiver.troubles
         lag_commits, lag_bytes = session.measure_lag() if session is not None else (0, 0)
         return ShardMetrics(
-            status=status,
+            status=self._count(shard, archive),
             frames_submitted=totals["submitted"],
             frames_finalized=totals["finalized"],
             wal_bytes_captured=totals["wal_bytes"],
@@ -260,7 +271,8 @@ class Facts:
             reached = target
         if not reached and seq != 0:
             at = progress.archived_seq if level is Level.ARCHIVED else progress.final_seq
-            archive = self._archive_sentence(found) if level is Level.ARCHIVED else _OK
+            facts = found.archiver.facts()
+            archive = self._archive_sentence(found, facts) if level is Level.ARCHIVED else _OK
             raise NotCaughtUp(
                 f"shard {shard} is {level.value} up to seq {at} after {timeout_s:g} s, not up to "
                 f"{seq if seq is not None else 'the present commit'}"

@@ -18,9 +18,10 @@ from basenet.engine.events import FrameCaptured, FramesCaptured, Instant
 from basenet.engine.replica import Replica
 from basenet.journal.records import Batch, FrameRow
 from basenet.sqlite.captured import Captured
+from basenet.sqlite.page1 import WAL_VERSION, WRITE_VERSION_AT
 from basenet.units import KIB, SALT_BYTES, ZERO_HASH, LocalNumber, ShardId, StateRoot, TimestampNs
 from basenet.wire.frame import Flag, encode_frame
-from basenet.wire.merkle import StateTree, group_count, leaf_hash
+from basenet.wire.merkle import StateTree, group_count, leaf_hash, normalised_first_page
 from basenet.wire.payload import CommitPayload, encode_commit
 
 # Commits that come one by one are compressed together on their way to the archive (`wire.packed`),
@@ -161,11 +162,14 @@ class Framer:
 
 
 def payload_of(item: Captured) -> CommitPayload:
-    """Return what a COMMIT frame of ``item`` carries."""
+    """Return what a COMMIT frame of ``item`` carries: page 1 never with the read-only mark."""
+    pages = item.pages
+    if len(item.pgnos) and item.pgnos[0] == 1 and pages[WRITE_VERSION_AT] > WAL_VERSION:
+        pages = normalised_first_page(memoryview(pages))
     return CommitPayload(
         page_size=item.page_size,
         db_pages=item.db_pages,
         commits=item.commits,
         pgnos=item.pgnos,
-        pages=item.pages,
+        pages=pages,
     )

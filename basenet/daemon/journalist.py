@@ -12,12 +12,14 @@ the step in front of it was not: a log must not know more than the ballot.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from typing import Final, TypeVar
 
 import structlog
 import trio
 
+from basenet.daemon.hand import Hand
 from basenet.errors import BasenetError, UnavailableError
 from basenet.journal.journal import Journal, JournalBroken
 from basenet.journal.records import Batch, Settled, Step
@@ -58,8 +60,10 @@ class Journalist:
         self._wake = trio.Event()
         self._withdrawn = trio.Event()
         self._last_steps: dict[ShardId, _Request] = {}
+        self.asked_bytes = 0
+        """How many bytes of frames were ever handed over, to be written or moved."""
         self._has_ended = False
-        self._limiter = trio.CapacityLimiter(1)
+        self._hand = Hand("journal")
         self._read_limiter = trio.CapacityLimiter(1)
 
     async def persist(self, batch: Batch, sync: Callable[[], None] | None) -> None:
@@ -128,6 +132,7 @@ class Journalist:
         if self._has_ended:
             raise UnavailableError("the journal is being closed.")
         self._requests.append(request)
+        self.asked_bytes += _bytes_of(request.work)
         self._wake.set()
         try:
             await request.done.wait()
@@ -144,18 +149,19 @@ class Journalist:
     async def run(self) -> None:
         """Write for ever; raise `JournalBroken` when the journal cannot be trusted any more."""
         try:
-            while True:
-                await self._gather()
-                self._taken, self._requests = self._requests, []
-                await self._write_until_done()
-                for request in self._taken:
-                    request.done.set()
-                self._taken = []
+            with self._hand:
+                await self._write_forever()
         finally:
             self._has_ended = True
             for request in self._taken + self._requests:
                 request.error = UnavailableError("the journal is being closed.")
                 request.done.set()
+
+    async def _write_forever(self) -> None:
+        while True:
+            await self._gather()
+            self._taken, self._requests = self._requests, []
+            await self._write_until_done()
 
     async def _gather(self) -> None:
         """Return as soon as somebody is in a hurry, or the first patience ends."""
@@ -172,9 +178,8 @@ class Journalist:
         while True:
             self._drop_withdrawn()
             try:
-                # Shielded: a transaction that was begun is told to those who wait for it.
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(self._write, self._taken, limiter=self._limiter)
+                # Not cancelled: a transaction that was begun is told to those who wait for it.
+                await self._hand.do(partial(self._write, self._taken), self._tell)
             except UnavailableError as error:
                 if self.error is None:
                     log.warning("journal_full", error=str(error))
@@ -182,8 +187,13 @@ class Journalist:
                 with trio.move_on_after(_RETRY_S):
                     await self._withdrawn.wait()
             else:
-                self.error = None
                 return
+
+    def _tell(self) -> None:
+        self.error = None
+        taken, self._taken = self._taken, []
+        for request in taken:
+            request.done.set()
 
     def _drop_withdrawn(self) -> None:
         self._withdrawn = trio.Event()
@@ -249,3 +259,11 @@ def _sync(sync: Callable[[], None]) -> None:
             f"an application's WAL could not be synced ({error}): basenet ends here so that "
             "nothing is said on the strength of it; check the disk, then start it again."
         ) from error
+
+
+def _bytes_of(work: Batch | Step | Settled | None) -> int:
+    if work is None:
+        return 0
+    if isinstance(work, Settled):
+        return sum(head.payload_len for head in work.heads)
+    return sum(len(row.record) for row in work.frames)

@@ -3,13 +3,11 @@
 The file is a convenience: one that is missing or unreadable means that nothing was proven yet.
 """
 
-from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict
 
 import msgspec
 
-from basenet.control.surface import ShardStatus
 from basenet.daemon.prover import Answer, Outcome
 from basenet.errors import BasenetError
 from basenet.keys.files import PRIVATE_FILE_MODE, read_file, remove_drafts, replace
@@ -35,6 +33,15 @@ class Proven(msgspec.Struct, kw_only=True):
     failure: str | None = None
     failed_seq: int | None = None
     skipped: str | None = None
+
+
+class ToldProof(TypedDict):
+    """The fields of a `ShardStatus` that are about proofs."""
+
+    proof: str
+    proof_verified_ns: int | None
+    proof_seq: int | None
+    is_proof_failed: bool
 
 
 class _Document(msgspec.Struct, kw_only=True):
@@ -97,16 +104,15 @@ class Ledger:
         else:
             entry.skipped = answer.sentence
 
-    def add_to(self, status: ShardStatus) -> ShardStatus:
-        """Return ``status`` with what is known of its shard's proofs."""
-        entry = self.of(status.shard)
-        return replace_fields(
-            status,
-            proof=self.describe(status.shard),
-            proof_verified_ns=entry.verified_ns or None,
-            proof_seq=entry.seq or None,
-            is_proof_failed=entry.failure is not None,
-        )
+    def told(self, shard: ShardId) -> ToldProof:
+        """Return what is known of the proofs of ``shard``, as fields of its `ShardStatus`."""
+        entry = self.of(shard)
+        return {
+            "proof": self.describe(shard),
+            "proof_verified_ns": entry.verified_ns or None,
+            "proof_seq": entry.seq or None,
+            "is_proof_failed": entry.failure is not None,
+        }
 
     def describe(self, shard: ShardId) -> str:
         """Return how the archive of ``shard`` was proven last, in a sentence: ok, failed, ..."""

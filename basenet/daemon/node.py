@@ -5,7 +5,8 @@ from typing import Final
 
 import trio
 
-from basenet.archive.store import Store
+from basenet.archive.store import Store, StoreUsage
+from basenet.archive.turns import Turns
 from basenet.config.model import Config
 from basenet.control.histogram import Histogram
 from basenet.daemon.chain import Author
@@ -37,10 +38,14 @@ class Node:
     traces: TraceFile | None = None
     # For how many seconds we held SQLite's write lock, by the reason.
     lock_held: dict[str, Histogram] = field(default_factory=dict)
+    # What was asked of the store.
+    store_usage: StoreUsage = field(default_factory=StoreUsage)
     # What the last proofs of the archive found.
     proofs: Ledger = field(default_factory=Ledger)
     # One shard asks the store whether it keeps conditions; the others find the answer.
     probe_lock: trio.Lock = field(default_factory=trio.Lock)
+    # Who ships much of the log to the archive takes turns with the others.
+    turns: Turns = field(default_factory=Turns)
     capture_limiter: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(_CAPTURE_THREADS_MAX)
     )

@@ -6,7 +6,8 @@ Theory of operation
 Nothing that was archived is written again, so nobody would notice that it was deleted: by a
 lifecycle rule, a cleaning script, an emptied bucket, a disk that was unmounted. What a restore of
 the newest state cannot do without is few objects: the genesis, the page set that the restore would
-begin with, the newest log object and the TIP. Their presence is asked for, a byte each:
+begin with, the newest log object if it goes beyond that (else retention may delete it while the
+shard is idle) and the TIP. Their presence is asked for, a byte each:
 
 =====================  ==========================================================
 while commits come     every 10 s
@@ -134,7 +135,10 @@ class Presence:
         facts = self._facts()
         if self._history.base_name is not None:
             yield self._history.base_name
-        if facts.last_name is not None:
+        is_in_base = self._history.base_name is not None and (
+            self._history.base_seq >= facts.archived_seq
+        )
+        if facts.last_name is not None and not is_in_base:
             yield facts.last_name
         if self._has_tip or facts.tip_seq:
             yield self._names.tip

@@ -111,8 +111,10 @@ class Session:
 
     def measure_lag(self) -> tuple[int, int]:
         """Return how many commits, and bytes of the log, are committed and not captured."""
-        index = self.database.read_index() if self.is_live else None
-        if index is None or not self.capture.has_news():
+        if not (self.is_live and self.capture.has_news()):
+            return 0, 0
+        index = self.database.read_index()
+        if index is None:
             return 0, 0
         cursor, header = self.capture.cursor, index.header
         commits = (header.change - cursor.change) & 0xFFFFFFFF
@@ -160,6 +162,10 @@ class Session:
         `DatabaseReplaced` otherwise.
         """
         require_ours(self.database)
+        if self._node.config.sync_wal and not batch[-1].is_run_last:
+            # A huge transaction may have left gigabytes that nobody has synced: were that left to
+            # the journal's thread, all shards of the node and its heartbeats would wait for it.
+            self.capture.sync_wal()
         return self.pump.waiting.put(batch)
 
     async def _note(self, *, cursor: bytes | None = None, detached: bytes | None = None) -> None:

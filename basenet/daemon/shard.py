@@ -57,8 +57,10 @@ from basenet.sqlite.capture import Capture, CapturePolicy
 from basenet.sqlite.captured import Captured, CaptureFlag, Cursor
 from basenet.sqlite.checkpoint import DatabaseReplaced
 from basenet.sqlite.filesystem import require_usable
+from basenet.sqlite.page1 import is_marked
 from basenet.sqlite.pages import PageView
 from basenet.sqlite.resume import Outcome, find_place
+from basenet.sqlite.unmark import remove_mark
 from basenet.units import LocalNumber, ShardId
 from basenet.wire.frame import Flag, Kind
 
@@ -348,7 +350,13 @@ class Shard:
 
     def _attach(self) -> Database:
         require_usable(self.path)
-        return attach.attach(self.path)
+        database = attach.attach(self.path)
+        if is_marked(database):
+            database.close()
+            remove_mark(self.path)
+            self._log.warning("read_only_mark_removed", path=str(self.path))
+            database = attach.attach(self.path)
+        return database
 
     async def _run_session(
         self, session: Session, flag: CaptureFlag | None

@@ -23,6 +23,7 @@ log = structlog.get_logger()
 
 _LOOK_S: Final = 10.0
 _JANITOR_S: Final = 1.0
+_LOOKS_AT_ONCE: Final = 25  # a look asks for a file's locks; a thousand would hold others up
 # Two connections with a database, a log and an index each, our own three, and some to spare.
 DESCRIPTORS_PER_SHARD: Final = 12
 _KEY: Final = "//listing/"
@@ -113,8 +114,10 @@ class Supervisor:
         while not self._is_stopping:
             await trio.sleep(_JANITOR_S)
             now_s = trio.current_time()
-            for shard in self.shards.values():
+            for count, shard in enumerate(list(self.shards.values()), start=1):
                 shard.check_connected(now_s)
+                if count % _LOOKS_AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
 
     def stop(self) -> None:
         """Stop all shards at a commit boundary."""

@@ -1,11 +1,11 @@
 """What is wrong with shards, as a node tells it: the same words and counts alone and with peers."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from basenet.archive.lease import LeaseHeld, LeaseLost
-from basenet.control.surface import READY_STATES, ShardState, ShardStatus
+from basenet.control.surface import READY_STATES, ShardState
 from basenet.daemon.presence import ArchiveLost
 from basenet.errors import BasenetError, UnavailableError
 from basenet.units import ShardId
@@ -36,12 +36,20 @@ class Lasting(Protocol):
     error: str | None
 
 
-def sick_shards(shards: Iterable[ShardStatus]) -> list[str]:
-    """Return a sentence for each shard that keeps its node from being ready."""
+_Shard = TypeVar("_Shard", bound=Lasting)
+
+
+def sick_shards(
+    shards: Mapping[ShardId, _Shard], error_of: Callable[[_Shard], str | None]
+) -> list[str]:
+    """Return a sentence for each shard that keeps its node from being ready, in order.
+
+    It is asked every few seconds, so nothing more is done for a shard that is well.
+    """
+    sick = sorted(name for name, shard in shards.items() if shard.state not in READY_STATES)
+    told = ((name, shards[name].state.value, error_of(shards[name])) for name in sick)
     return [
-        f"shard {shard.shard} is {shard.state.value}" + (f": {shard.error}" if shard.error else "")
-        for shard in shards
-        if shard.state not in READY_STATES
+        f"shard {name} is {state}" + (f": {error}" if error else "") for name, state, error in told
     ]
 
 

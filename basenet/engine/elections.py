@@ -53,8 +53,18 @@ def over_at(state: State) -> Instant:
         return LONG_AGO
     over = silence_deadline(state)
     if state.is_pending:
-        over = min(over, Instant(turn.progress_at + state.timing.progress))
+        over = min(over, progress_deadline(state))
     return over
+
+
+def progress_deadline(state: State) -> Instant:
+    """Return until when something must become final; later while this node judges (4.3).
+
+    To judge a transaction of gigabytes takes longer than the clock allows a leader.
+    """
+    turn = state.turn
+    deadline = Instant(turn.progress_at + state.timing.progress)
+    return deadline if turn.judging is None else max(deadline, turn.bytes_until)
 
 
 def is_expired(state: State, now: Instant) -> bool:

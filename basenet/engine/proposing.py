@@ -60,7 +60,7 @@ def try_start(state: State, now: Instant) -> None:
         return
     elif anchor.hash not in state.tree.linked:
         pull(state, anchor.height, anchor.hash, new_views, now)
-    elif is_right(state, anchor):
+    elif is_right(state, anchor, now):
         why = Justification(new_views=tuple(new_views), refusals=tuple(refusals))
         start(state, anchor, why, now)
 
@@ -102,14 +102,14 @@ def pull(
     state.send(holders or state.others, message)
 
 
-def is_right(state: State, anchor: Mark) -> bool:
+def is_right(state: State, anchor: Mark, now: Instant) -> bool:
     """Return whether the roots up to the anchor are right; have them judged if nobody has."""
     path = state.tree.path(anchor.hash)
     if any(head.hash in state.refused for head in path):
         return False
     unjudged = tuple(head for head in path if head.hash not in state.judged)
     if unjudged:
-        state.turn.judging = unjudged[-1].hash
+        state.turn.judging, state.turn.judging_at = unjudged[-1].hash, now
         state.effects.append(Judge(epoch=state.epoch, view=state.view, heads=unjudged))
     return not unjudged
 

@@ -58,9 +58,10 @@ class Turn:
     ``is_established``: its leader has begun and I voted (or I am that leader). ``start_height``: of
     the leader's first proposal; a FINAL at or above it opens the view. ``is_quiet``: I led and no
     quorum answered. ``proposals``: ascending, not voted on yet. ``judging``: the end of the frames
-    that the driver judges. ``tallies``: the votes counted. ``voted_by``: the last height of each
-    voter's vote, by phase. ``accepted``: the last proposal voted on, for evidence. ``suffix``: what
-    I had un-final when I was deposed (Q15). Times: when to do a thing again; 0: not wanted.
+    that the driver judges, since ``judging_at``. ``tallies``: the votes counted. ``voted_by``: the
+    last height of each voter's vote, by phase. ``accepted``: the last proposal voted on, for
+    evidence. ``suffix``: what I had un-final when I was deposed (Q15). Times: when to do a thing
+    again; 0: not wanted.
     """
 
     entered_at: Instant
@@ -72,6 +73,7 @@ class Turn:
     start_height: Seq = FIRST_SEQ
     proposals: list[Propose] = field(default_factory=list)
     judging: FrameHash | None = None
+    judging_at: Instant = LONG_AGO
     tallies: dict[Slot, dict[PublicKeyBytes, bytes]] = field(default_factory=dict)
     voted_by: dict[tuple[int, PublicKeyBytes], Vote] = field(default_factory=dict)
     accepted: Propose | None = None

@@ -168,7 +168,7 @@ def consider(state: State, now: Instant) -> None:
         unjudged = tuple(head for head in path if head.hash not in state.judged)
         if not unjudged:
             return vote(state, message, now)
-        turn.judging = unjudged[-1].hash
+        turn.judging, turn.judging_at = unjudged[-1].hash, now
         state.effects.append(Judge(epoch=state.epoch, view=state.view, heads=unjudged))
         return None
     return None
@@ -259,6 +259,8 @@ def on_judged(state: State, event: Judged, now: Instant) -> None:
     if (event.epoch, event.view) != (state.epoch, state.view) or event.hash != turn.judging:
         return
     turn.judging = None
+    # The leader's time does not run while this node is at work.
+    turn.progress_at = Instant(turn.progress_at + now - turn.judging_at)
     if event.hash not in state.tree.linked:
         return
     path = state.tree.path(event.hash)

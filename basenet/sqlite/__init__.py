@@ -32,6 +32,8 @@ an extension, by reading three files that SQLite keeps for itself::
 `scrub`                 whether the file still holds what was captured, a few pages at a time
 `reinject`              giving a file back, as a log, the commits that a power failure took from it
 `inject`, `apply`       a replica: final changes appended to the log beside its readers
+`page1`                 what page 1 says about who may write: the read-only mark
+`unmark`                takes that mark from a file that no cluster serves any more
 `standby`               a copy that only we write: proven, then applied as one commit
 `integrity`             integrity_check over pages that are no file
 `create`                an empty database where a replica has none

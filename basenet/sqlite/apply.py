@@ -31,6 +31,7 @@ import numpy as np
 from basenet.errors import UnavailableError
 from basenet.sqlite.attach import Database
 from basenet.sqlite.inject import Injector, Position, Prepared, Transaction
+from basenet.sqlite.pages import PageView
 from basenet.sqlite.walformat import frame_bytes
 from basenet.units import GIB, MIB
 from basenet.wire.payload import CommitPayload
@@ -90,6 +91,11 @@ class Applier:
         """Return where the log ends; raises `ForeignCommit` while its header is torn."""
         return self._injector.position()
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether this generation of the log has frames, so that `prepare` touches no file."""
+        return self._injector.position().frame_max > 0
+
     def prepare(self, changes: Sequence[Iterable[CommitPayload]]) -> Prepared:
         """Return ``changes``, consecutive and each a run of pieces, as one batch to be journalled.
 
@@ -101,6 +107,31 @@ class Applier:
         """Return ``transactions``, with a page at least, as one batch to be journalled."""
         before = self._injector.begin(durable=self._durable)
         return self._injector.prepare(before, transactions)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether page 1 is written with the read-only mark from now on (`page1`)."""
+        return self._injector.is_read_only
+
+    @is_read_only.setter
+    def is_read_only(self, is_read_only: bool) -> None:
+        self._injector.is_read_only = is_read_only
+
+    def prepare_mark(self, *, is_read_only: bool) -> Prepared:
+        """Return page 1 as it is now, but for the mark, as one batch to be journalled.
+
+        Once it is applied the caller sets `is_read_only`. Raises `UnavailableError` and
+        `CorruptionError`.
+        """
+        with PageView(self._database) as view:
+            page = next(bytes(block) for _, block in view.blocks(1, 1))
+            change = Transaction(pieces=[(np.array([1], np.uint32), page)], db_pages=view.db_pages)
+        was = self.is_read_only
+        self.is_read_only = is_read_only
+        try:
+            return self.prepare_merged([change])
+        finally:
+            self.is_read_only = was
 
     def apply(self, batch: Prepared) -> None:
         """Write ``batch``; raises `ForeignCommit` or `UnavailableError`, nothing visible then."""
@@ -175,6 +206,11 @@ def merge(changes: Sequence[Iterable[CommitPayload]], page_size: int) -> list[Tr
 
 def _merged(payloads: Sequence[CommitPayload], page_size: int) -> list[Transaction]:
     """Return one transaction of the last image of each page, or none without a page."""
+    if len(payloads) == 1 and len(payloads[0].pgnos):
+        # As most batches are: numbers ascend in a payload, so there is nothing to merge.
+        (only,) = payloads
+        if only.pgnos[-1] <= only.db_pages:
+            return [Transaction(pieces=[(only.pgnos, only.pages)], db_pages=only.db_pages)]
     pgnos = np.concatenate([np.empty(0, np.uint32), *(each.pgnos for each in payloads)])
     if not len(pgnos):
         return []

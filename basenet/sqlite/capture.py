@@ -104,14 +104,17 @@ class Capture:
         policy: CapturePolicy = CapturePolicy.ADAPTIVE,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-        nap: Callable[[float], None] | None = None,
+        nap: Callable[[float], bool | None] | None = None,
         pause_s_max: float = POLL_PAUSE_S_MAX,
         active_s: float = ACTIVE_S,
+        steer_s: float = 0.0,
     ) -> None:
         """``clock``: monotonic seconds. The caller gives ``database`` away: `close` closes it.
 
-        ``nap``: sleeps between two looks of `run_active`, and may be cut short; ``pause_s_max``:
-        how rarely it looks for the next commit of a database in use, for ``active_s`` after one.
+        ``nap``: sleeps between two looks of `run_active`, may be cut short, and returns whether
+        somebody waits for what comes then; ``pause_s_max``: how rarely it looks for the next commit
+        of a database in use, for ``active_s`` after one; ``steer_s``: how rarely it does more than
+        that, for the pin and for who wants it to stop, while no commit comes.
         """
         self.database = database
         self.counters = CaptureCounters()
@@ -120,6 +123,7 @@ class Capture:
         self._nap = nap or sleep
         self._pause_s_max = pause_s_max
         self._active_s = active_s
+        self._steer_s = steer_s
         self._reader = LogReader(database)
         self._policy = PinPolicy(policy, clock())
         self.rotation = Rotation(
@@ -327,8 +331,15 @@ class Capture:
                 return Rest(reason=RestReason.IDLE, next_call_s=next_call_s)
             else:
                 pause_s = min(2 * pause_s, self._pause_s_max)
-            self._nap(pause_s)
+            self._pause(pause_s)
         return self._rest(RestReason.STOPPED)
+
+    def _pause(self, pause_s: float) -> None:
+        """Sleep, look, and sleep again, until there is something to do or it is time to steer."""
+        until_s = self._clock() + self._steer_s
+        while not self._nap(pause_s):
+            if self._clock() >= until_s or read_header_bytes(self.database.shm_fd) != self._seen:
+                return
 
     def _rest(self, reason: RestReason) -> Rest:
         self.rotation.engage()

@@ -15,6 +15,7 @@ import apsw
 
 from basenet.errors import UnavailableError
 from basenet.sqlite.attach import Database, translated
+from basenet.sqlite.page1 import first_page
 from basenet.sqlite.pages import PageView
 
 _COOKIE: Final = Struct(">I")
@@ -147,6 +148,10 @@ def _write_copy(database: Database, descriptor: int) -> bytes:
     digest = sha256()
     with PageView(database) as view:
         for first, block in view.blocks():
+            if first == 1:
+                # Whoever takes the copy may write to it.
+                size = view.page_size
+                block[:size] = first_page(block[:size], is_read_only=False)
             digest.update(block)
             offset, rest = (first - 1) * view.page_size, block
             while rest:

@@ -33,6 +33,7 @@ import numpy as np
 from basenet.errors import BasenetError
 from basenet.sqlite import filesystem, locks, unsealed, walformat, walindex
 from basenet.sqlite.attach import HEADER_BYTES, MAGIC
+from basenet.sqlite.page1 import WRITE_VERSION_AT
 from basenet.sqlite.signals import JOURNAL_SUFFIX, SHM_SUFFIX, WAL_SUFFIX
 from basenet.units import MIB, is_page_size
 
@@ -370,7 +371,8 @@ def _check_nobody(files: _Files) -> Iterator[Finding]:
 
 def _check_mode(files: _Files) -> Iterator[Finding]:
     """Check for WAL mode, or a way to it."""
-    write_version, read_version = files.header[18], files.header[19]
+    read_version = files.header[19]
+    write_version = _find_write_version(files)
     if (write_version, read_version) == (2, 2):
         yield ok("journal mode", "WAL")
     elif read_version == 1:
@@ -392,8 +394,9 @@ def _check_mode(files: _Files) -> Iterator[Finding]:
     elif write_version > 2:  # noqa: PLR2004  (SQLite's write version for WAL)
         yield warn(
             "journal mode",
-            f"write version {write_version}: the file is fenced as a replica's",
-            "it is written to only where basenet has made this node the writer",
+            f"write version {write_version}: a node of a cluster has marked it as read-only",
+            "it takes the mark away where it makes this node the writer; if no node serves the "
+            f"file any more, run `basenet shards writable {files.path}`",
         )
     else:
         yield fail(
@@ -401,6 +404,30 @@ def _check_mode(files: _Files) -> Iterator[Finding]:
             f"versions {write_version}, {read_version} are not SQLite's",
             "restore the database: its first page is damaged",
         )
+
+
+def _find_write_version(files: _Files) -> int:
+    """Return byte 18 of page 1 as the log has it, or the file if the log has none."""
+    found = files.header[WRITE_VERSION_AT]
+    header = walformat.decode_header(
+        os.pread(files.wal, walformat.HEADER_BYTES, 0) if files.wal else b""
+    )
+    if header is None or header.page_size != files.page_size:
+        return found
+    assert files.wal is not None, "a header without a log"
+    codec = walformat.FrameCodec(header.page_size, is_big_endian=header.is_big_endian)
+    offset = walformat.HEADER_BYTES
+    while block := os.pread(files.wal, _SAMPLE_FRAMES * codec.frame_bytes, offset):
+        headers = codec.headers(block)
+        salts = np.frombuffer(header.salts, ">u4")
+        is_of_log = np.logical_and.accumulate((headers[:, 2:4] == salts).all(axis=1))
+        for row in np.flatnonzero(is_of_log & (headers[:, 0] == 1)).tolist():
+            at = offset + row * codec.frame_bytes + walformat.FRAME_HEADER_BYTES
+            found = os.pread(files.wal, 1, at + WRITE_VERSION_AT)[0]
+        if not len(is_of_log) or not is_of_log[-1]:
+            break
+        offset += len(block)
+    return found
 
 
 def _check_journal(files: _Files) -> Iterator[Finding]:

@@ -32,6 +32,9 @@ looked at (a checkpointer with an old header would otherwise copy frames of the 
 Where the next generation begins follows from where this one ended (`salts_after_restart`), so that
 a restart which nobody journalled is known for ours.
 
+Page 1 is written as `page1.first_page` gives it: its bytes 18 and 19 are no part of the state, and
+`is_read_only` decides whether they say that applications may not write.
+
 -shm is mapped, because readers need each hash slot to change at once; it is allocated before it is
 mapped, or a full disk would end us by SIGBUS. What we store is ordered for readers on other
 processors by `_barrier`.
@@ -60,6 +63,7 @@ import numpy.typing as npt
 from basenet import failpoints
 from basenet.errors import ConflictError, UnavailableError
 from basenet.sqlite import locks
+from basenet.sqlite.page1 import first_page
 from basenet.sqlite.signals import SHM_SUFFIX, WAL_SUFFIX
 from basenet.sqlite.walformat import (
     FRAME_HEADER_BYTES,
@@ -73,7 +77,6 @@ from basenet.sqlite.walformat import (
 from basenet.sqlite.walformat import decode_header as decode_log_header
 from basenet.sqlite.walindex import INDEX_BYTES, READ_MARK_UNUSED, IndexHeader, decode_header
 from basenet.units import MIB
-from basenet.wire.merkle import normalised_first_page
 
 _COPY_BYTES: Final = 48
 _COPY_BODY: Final = Struct("=IIIBBHIIII8s")
@@ -143,6 +146,8 @@ class Injector:
         """
         self._path = path
         self._page_size = page_size
+        self.is_read_only = False
+        """What page 1 says wherever it is written from now on."""
         self._database = self._log = self._shm = -1
         try:
             self._database = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -367,12 +372,9 @@ class Injector:
                 yield _Block(data=data, checksum=checksum, pgnos=numbers)
 
     def _image(self, pgno: int, pages: memoryview, index: int) -> bytes | memoryview:
-        """Return the page in place ``index``; page 1 says that the file is in WAL mode.
-
-        Bytes 18 and 19 are no part of the state, so nobody has proven them.
-        """
+        """Return the page in place ``index``; what page 1 says of itself nobody has proven."""
         page = pages[index * self._page_size : (index + 1) * self._page_size]
-        return normalised_first_page(page) if pgno == 1 else page
+        return first_page(page, is_read_only=self.is_read_only) if pgno == 1 else page
 
     # -- the index
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, Self, cast
 import apsw
 import apsw.ext
 
-from basenet.errors import BasenetError, CorruptionError, UsageError
+from basenet.errors import BasenetError, CorruptionError, UnavailableError, UsageError
 
 _TEMPORARY: Final = (
     apsw.SQLITE_OPEN_TEMP_DB
@@ -170,7 +170,8 @@ class PastConnection:
         """Run one statement and hand its columns and rows to ``take`` until it wants no more.
 
         Raises `UsageError` for what is no single statement that only reads, or what SQLite refuses,
-        `CorruptionError` for a database that is damaged, and what the source raises.
+        `CorruptionError` for a database that is damaged, `UnavailableError` when there is no room
+        for temporary files, and what the source raises.
         """
         self._vfs.failure = None
         try:
@@ -205,6 +206,11 @@ class PastConnection:
             return self._vfs.failure
         if isinstance(error, apsw.CorruptError | apsw.NotADBError):
             return CorruptionError(f"SQLite finds this moment damaged: {error}.")
+        if isinstance(error, apsw.FullError):
+            return UnavailableError(
+                "the statement needs more room for temporary files (a sort, as a rule) than there "
+                "is: make room, or name another directory in TMPDIR"
+            )
         if isinstance(error, apsw.ReadOnlyError | apsw.AuthError):
             return UsageError(f"a past moment can only be read, and nothing attached: {error}")
         return UsageError(f"SQLite refuses the statement: {error}")

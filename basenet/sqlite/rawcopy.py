@@ -23,6 +23,7 @@ from typing import Final
 import apsw
 
 from basenet.errors import ConflictError, NotFoundError, UnavailableError
+from basenet.sqlite.page1 import clear_copy
 
 _BUSY_MS: Final = 5000
 _OWNER_ONLY: Final = 0o600
@@ -46,10 +47,20 @@ def copy_database(source: Path, destination: Path) -> None:
             _copy_with_log(source, destination)
         else:
             _copy(source, destination)
+        _make_writable(destination)
     except apsw.Error as error:
         raise UnavailableError(f"{source} cannot be read by SQLite: {error}.") from error
     except OSError as error:
         raise UnavailableError(f"{source} cannot be copied: {error.strerror}.") from error
+
+
+def _make_writable(copy: Path) -> None:
+    """Take the read-only mark from a copy, which is no replica; its state root stays."""
+    descriptor = os.open(copy, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        clear_copy(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _copy_with_log(source: Path, destination: Path) -> None:

@@ -219,13 +219,16 @@ class Rotation:
             self._make_way(facts)
         elif action is Action.SETTLE:
             self._settle()
+        else:
+            return self._next_call_s(facts)
         return self.next_call_s()
 
     def next_call_s(self) -> float | None:
         """Return when to steer again although nothing happens, or None: never."""
         facts = self.facts()
-        if facts is None:
-            return _UNREADABLE_RETRY_S
+        return _UNREADABLE_RETRY_S if facts is None else self._next_call_s(facts)
+
+    def _next_call_s(self, facts: LogFacts) -> float | None:
         now = self._clock()
         due_s = self.policy.next_call_s(now, facts)
         if self.is_unsealed:

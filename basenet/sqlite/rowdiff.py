@@ -14,8 +14,9 @@ guess:
 
 A row is known by the declared primary key, as long as none of it is NULL, else by its rowid. A
 table with neither (a virtual one, one whose columns hide the rowid) cannot be told by rows, and is
-named. Schema objects that are new are created, those that are gone are dropped; a table that was
-altered is one of those that cannot be told.
+named; so is one that needs a collation or a function of the application's own. Schema objects that
+are new are created, those that are gone are dropped; a table that was altered is one of those that
+cannot be told.
 
 Values are compared by type and bytes, whatever the collation, and written by SQLite's own quote().
 SQLite's own tables (statistics, AUTOINCREMENT's counters) follow by themselves and are left out.
@@ -138,7 +139,10 @@ class RowDiff:
             )
             for table in self._tables
         )
-        return [diff for diff in counted if diff.inserted or diff.updated or diff.deleted]
+        try:
+            return [diff for diff in counted if diff.inserted or diff.updated or diff.deleted]
+        except apsw.Error as error:
+            raise _unreadable(error) from error
 
     def statements(self, skipped: Collection[str] = ()) -> Iterator[str]:
         """Yield the statements, each ended by a semicolon, of all tables but the ``skipped``."""
@@ -184,12 +188,21 @@ class RowDiff:
                 continue
             elif before is not None and before[1] != sql:
                 self.untold[name] = "its columns were altered"
-            else:
-                table = self._look_at(name, is_new=before is None)
-                if table is not None:
-                    yield table
-                elif before is None or self._is_different(name):
-                    self.untold[name] = "it has no key and its columns hide the rowid"
+            elif (table := self._find_table(name, is_new=before is None)) is not None:
+                yield table
+
+    def _find_table(self, name: str, *, is_new: bool) -> _Table | None:
+        """Return a table whose rows can be told; else None, and note it if it differs."""
+        try:
+            table = self._look_at(name, is_new=is_new)
+            if table is None and (is_new or self._is_different(name)):
+                self.untold[name] = "it has no key and its columns hide the rowid"
+        except apsw.SQLError as error:
+            # A collation or a function that only the application has.
+            if is_new or self._may_differ(name):
+                self.untold[name] = f"it cannot be read here ({error})"
+            return None
+        return table
 
     def _has_changed_inside(self, virtual: str) -> bool:
         """Return whether a table behind a virtual one differs."""
@@ -198,9 +211,25 @@ class RowDiff:
             for name, kind in self._kinds["lost"].items()
         )
 
-    def _is_different(self, name: str) -> bool:
+    def _may_differ(self, name: str) -> bool:
+        """Return whether a table that cannot be told differs, or cannot be read at all."""
+        columns = ", ".join(
+            f"quote({_quote(str(column))})"  # which has no collation
+            for column, hidden in self._connection.execute(
+                "select name, hidden from pragma_table_xinfo(?, 'lost')", (name,)
+            )
+            if hidden not in _GENERATED
+        )
+        try:
+            return self._is_different(name, columns)
+        except apsw.SQLError:
+            return True
+
+    def _is_different(self, name: str, columns: str = "*") -> bool:
         """Return whether two tables of one form hold different rows, whatever their keys."""
-        sides = [f"select * from {side}.{_quote(name)}" for side in ("kept", "lost")]
+        sides = [
+            f"select {columns} from {side}.{_quote(name)} not indexed" for side in ("kept", "lost")
+        ]
         counts = [self._get(f"select count(*) from ({side})") for side in sides]
         return counts[0] != counts[1] or any(
             self._get(f"select exists ({one} except {other})")
@@ -208,7 +237,10 @@ class RowDiff:
         )
 
     def _look_at(self, name: str, *, is_new: bool) -> _Table | None:
-        """Return the table with its key; None if it has none."""
+        """Return the table with its key; None if it has none.
+
+        Raises `apsw.SQLError` for one that needs what only the application has.
+        """
         rows = list(
             self._connection.execute(
                 "select name, pk, hidden from pragma_table_xinfo(?, 'lost') order by cid", (name,)
@@ -224,7 +256,12 @@ class RowDiff:
             key = (rowid,)
         else:
             return None
-        return _Table(name=name, columns=tuple(columns), key=key, is_new=is_new)
+        table = _Table(name=name, columns=tuple(columns), key=key, is_new=is_new)
+        for change in ("insert", "update", "delete"):
+            clause = table.from_clause(change)
+            for query in (f"select count(*) {clause}", f"select * {clause} order by 1"):
+                self._connection.execute(f"explain {query}")
+        return table
 
     def _has_null(self, name: str, columns: Sequence[str], *, is_new: bool) -> bool:
         condition = " or ".join(f"{_quote(column)} is null" for column in columns)

@@ -10,6 +10,8 @@
 `cluster`          several real nodes on loopback: started, killed, stopped, asked
 `history`          clients of a cluster, what they were told, and whether that can be true
 `clustercheck`     judges databases, journals and orphan bundles of a cluster from outside
+`clusterarchive`   the archive that the nodes of a cluster share, and how it fails
+`archivecheck`     judges that archive from outside, by restores, with public keys
 `clusterchaos`     `make soak`: load and random faults, then the judgement
 `clusterdemo`      `make demo-cluster`
 =================  ==============================================================================

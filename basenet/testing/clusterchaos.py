@@ -2,18 +2,25 @@
 
 A run is a story drawn from a seed, so that its faults (not their interleaving) can be had again.
 Clients write at whichever node is the writer; readers read everywhere; faults come one after
-another, some of them two at once. Then all is healed, the cluster must come to rest by itself, and
-`testing.clustercheck` judges the files. Long runs are made of parts, each with its own seed and a
-new cluster, so that a violation is found near its cause.
+another, some of them two at once. The writer archives into a directory that has faults of its own,
+and somebody with public keys restores it all the time. Then all is healed, the cluster must come to
+rest by itself, `testing.clustercheck` judges databases and journals, and `testing.archivecheck` the
+archive. Long runs are made of parts, each with its own seed and a new cluster, so that a violation
+is found near its cause.
+
+A clock that is months ahead makes retention delete what is not old, as it must. So a part has
+either a clock that steps or a retention of seconds, by its seed.
 """
 
 import argparse
+import json
 import random
 import shutil
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,7 +28,11 @@ from pathlib import Path
 from typing import Final
 
 from basenet import __version__
-from basenet.testing.cluster import Cluster, ClusterNode, ClusterStuck
+from basenet.control.surface import Level
+from basenet.errors import BasenetError
+from basenet.testing.archivecheck import ArchiveVerdict, Restorer, judge_archive
+from basenet.testing.cluster import SHARD, Cluster, ClusterNode, ClusterStuck
+from basenet.testing.clusterarchive import ClusterArchive
 from basenet.testing.clustercheck import Verdict, check
 from basenet.testing.hardware import can_mount, find_faketime
 from basenet.testing.history import (
@@ -47,6 +58,17 @@ _EVERYONE: Final = "all"
 _BYZANTINE_NODES: Final = 4
 # What ends with a failed assertion or an unforeseen exception leaves this in a log.
 _BUG_MARKS: Final = ("Traceback (most recent call last)", "AssertionError")
+# What a log must never say of the archive here, what its faults bring about, and what is counted.
+_ARCHIVE_ALARMS: Final = ("two_final_histories", "archive_lost")
+_ALARM: Final = "nothing of shard"
+_ARCHIVE_FAILURES: Final = (
+    "archive_stopped",
+    "compaction_failed",
+    "retention_failed",
+    "snapshot_failed",
+)
+_ARCHIVE_EVENTS: Final = ("archiving", "snapshot", "retention")
+_ARCHIVED_S: Final = 5.0
 
 
 @dataclass(kw_only=True)
@@ -59,11 +81,17 @@ class Outline:
     is_byzantine: bool = False
     has_disks: bool = False
     has_clock: bool = False
+    has_archive: bool = True
 
 
 @dataclass(kw_only=True)
 class Told:
-    """What happened in a run; ``complaints`` are those of readers and of the logs."""
+    """What happened in a run; ``complaints`` are those of readers and of the logs.
+
+    ``kinds``: faults by the method that made them. ``events``: what the nodes logged, by its name;
+    ``troubles``: what of the archive failed, with the reason. ``restores``: of the newest state,
+    ``verified``: how often, beside the load.
+    """
 
     outline: Outline
     faults: list[str] = field(default_factory=list)
@@ -71,11 +99,21 @@ class Told:
     strays: list[Operation] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
+    kinds: Counter[str] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter)
+    troubles: Counter[str] = field(default_factory=Counter)
+    restores: int = 0
+    verified: int = 0
+    archive: ArchiveVerdict | None = None
 
     @property
     def is_good(self) -> bool:
         """Whether nothing was violated."""
-        return self.verdict is not None and not self.verdict.violations and not self.complaints
+        if self.verdict is None or self.verdict.violations or self.complaints:
+            return False
+        if not self.outline.has_archive:
+            return True
+        return self.archive is not None and not self.archive.violations
 
 
 class Reader:
@@ -125,8 +163,15 @@ class Reader:
 class _Story:
     """The faults of one run."""
 
-    def __init__(self, cluster: Cluster, told: Told, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        archive: ClusterArchive | None,
+        told: Told,
+        say: Callable[[str], None],
+    ) -> None:
         self._cluster = cluster
+        self._archive = archive
         self._told = told
         self._say = say
         self._chance = random.Random(told.outline.seed)
@@ -146,6 +191,12 @@ class _Story:
             (2, self._slow_disk),
             *([(2, self._fill_disk)] if told.outline.has_disks else []),
             *([(2, self._step_clock)] if told.outline.has_clock else []),
+            *([(2, self._lose_archive), (1, self._age_archive)] if archive else []),
+            *(
+                [(1, self._protect_archive), (1, self._fill_archive)]
+                if archive and told.outline.has_disks
+                else []
+            ),
         )
         self._clock: ClusterNode | None = None
         if told.outline.has_clock:
@@ -156,6 +207,7 @@ class _Story:
         while time.monotonic() - self._began_s < self._told.outline.seconds:
             time.sleep(self._chance.uniform(*_PAUSE_S))
             ((_, act),) = self._chance.choices(self._acts, [weight for weight, _ in self._acts])
+            self._told.kinds[act.__name__.lstrip("_")] += 1
             act(self._draw_node())
 
     def _draw_node(self) -> ClusterNode:
@@ -263,6 +315,39 @@ class _Story:
         self._tell(f"the wall clock of {self._clock.name} is {seconds:+d} s off")
         self._clock.hardware.step(seconds)
 
+    # What the nodes share.
+
+    def _lose_archive(self, node: ClusterNode) -> None:
+        del node
+        assert self._archive is not None, "no archive"
+        self._tell("the archive is missing")
+        self._archive.take_away()
+        self._last()
+        self._archive.heal()
+
+    def _protect_archive(self, node: ClusterNode) -> None:
+        del node
+        assert self._archive is not None, "no archive"
+        self._tell(f"the archive is {'' if self._archive.protect() else 'not '}read-only")
+        self._last()
+        self._archive.heal()
+
+    def _fill_archive(self, node: ClusterNode) -> None:
+        del node
+        assert self._archive is not None, "no archive"
+        self._tell("the archive is full")
+        self._archive.fill()
+        self._last()
+        self._archive.heal()
+
+    def _age_archive(self, node: ClusterNode) -> None:
+        """Let retention delete what merged objects cover, while the writer dies."""
+        assert self._archive is not None, "no archive"
+        self._tell(f"merged objects are old; kill the daemon of {node.name}")
+        self._archive.grow_old()
+        self._last()
+        node.kill_daemon()
+
     def _write_unguarded(self, node: ClusterNode) -> None:
         """Let an application write while neither guardian nor daemon runs."""
         is_closed = self._chance.random() < 0.5  # noqa: PLR2004  (half)
@@ -284,6 +369,8 @@ class _Story:
             node.hardware.slow(0)
         if self._clock is not None:
             self._clock.hardware.step(0)
+        if self._archive is not None:
+            self._archive.heal()
         self._cluster.heal()
         self._cluster.start()
 
@@ -292,42 +379,76 @@ def play(folder: Path, outline: Outline, say: Callable[[str], None]) -> Told:
     """Play one story in ``folder`` and judge it; raises `ClusterStuck` if it does not settle."""
     told = Told(outline=outline)
     environment = {"BASE_FAULT_MODEL": "byzantine"} if outline.is_byzantine else {}
-    with (
-        Cluster(
-            folder,
-            outline.nodes,
-            has_links=True,
-            has_disks=outline.has_disks,
-            clocked=[f"n{outline.seed % outline.nodes}"] if outline.has_clock else [],
-            can_slow=True,
-            **environment,
-        ) as cluster,
-        ExitStack() as on,
-    ):
+    with ExitStack() as on:
+        archive: ClusterArchive | None = None
+        if outline.has_archive:
+            archive = ClusterArchive(
+                folder / "store", has_disk=outline.has_disks, has_retention=not outline.has_clock
+            )
+            on.callback(archive.close)
+            environment |= archive.settings
+        cluster = on.enter_context(
+            Cluster(
+                folder,
+                outline.nodes,
+                has_links=True,
+                has_disks=outline.has_disks,
+                clocked=[f"n{outline.seed % outline.nodes}"] if outline.has_clock else [],
+                can_slow=True,
+                **environment,
+            )
+        )
         cluster.start()
         cluster.wait_writer(patience_s=_SETTLE_S)
-        clients = [
-            Client(cluster, f"c{number}", seed=outline.seed * 100 + number)
-            for number in range(_CLIENTS)
-        ]
-        readers = [Reader(node, told) for node in cluster]
-        for reader in readers:
-            on.callback(reader.stop)
+        operations, archived_seq = _load(cluster, archive, told, say)
+        codes = cluster.stop()
+        told.complaints += [f"{name} ended with {code}" for name, code in codes.items() if code]
+        told.complaints += find_bugs(cluster)
+        told.verdict = check(cluster, operations)
+        if archive is not None:
+            _read_events(cluster, told)
+            told.archive = judge_archive(
+                folder,
+                archive,
+                operations,
+                told.verdict,
+                archived_seq=archived_seq,
+                seed=outline.seed,
+            )
+    return told
+
+
+def _load(
+    cluster: Cluster, archive: ClusterArchive | None, told: Told, say: Callable[[str], None]
+) -> tuple[list[Operation], int]:
+    """Let clients, readers and faults come, until all is at rest.
+
+    Returns the operations, and the seq up to which all is archived.
+    """
+    clients = [
+        Client(cluster, f"c{number}", seed=told.outline.seed * 100 + number)
+        for number in range(_CLIENTS)
+    ]
+    with ExitStack() as on:
+        for node in cluster:
+            on.callback(Reader(node, told).stop)
+        restorer = Restorer(cluster, archive) if archive is not None else None
+        if restorer is not None:
+            on.callback(restorer.stop)
         try:
-            story = _Story(cluster, told, say)
+            story = _Story(cluster, archive, told, say)
             story.run()
             story.heal()
             # Whoever writes must be able to again: that is the end of the faults.
             _wait_for_final(cluster, clients)
         finally:
             operations = [one for client in clients for one in client.stop()]
-        cluster.wait_settled(patience_s=_SETTLE_S)
-        on.close()
-        codes = cluster.stop()
-        told.complaints += [f"{name} ended with {code}" for name, code in codes.items() if code]
-        told.complaints += find_bugs(cluster)
-        told.verdict = check(cluster, operations + told.strays)
-    return told
+        seq = cluster.wait_settled(patience_s=_SETTLE_S)
+        archived_seq = _wait_for_archived(cluster, seq) if archive is not None else 0
+    if restorer is not None:
+        told.restores, told.verified = restorer.count, restorer.verified
+        told.complaints += restorer.complaints
+    return operations + told.strays, archived_seq
 
 
 def _wait_for_final(cluster: Cluster, clients: Sequence[Client]) -> None:
@@ -337,6 +458,39 @@ def _wait_for_final(cluster: Cluster, clients: Sequence[Client]) -> None:
         "commits become final again",
         _SETTLE_S,
     )
+
+
+def _wait_for_archived(cluster: Cluster, seq: int) -> int:
+    """Return ``seq`` once it is archived."""
+
+    def question() -> bool:
+        writer = cluster.find_writer()
+        if writer is None:
+            return False
+        try:
+            writer.client.wait(SHARD, seq, Level.ARCHIVED, _ARCHIVED_S)
+        except BasenetError:
+            return False
+        return True
+
+    cluster.until(question, f"everything up to seq {seq} is archived", _SETTLE_S)
+    return seq
+
+
+def _read_events(cluster: Cluster, told: Told) -> None:
+    """Note what the nodes logged of the archive."""
+    for node in cluster:
+        for line in node.read_log().splitlines():
+            try:
+                logged = json.loads(line)
+                event, error = logged["event"], str(logged.get("error", ""))
+            except (ValueError, KeyError, TypeError):
+                continue
+            told.events[event] += 1
+            if event in _ARCHIVE_ALARMS or (event in _ARCHIVE_FAILURES and _ALARM in error):
+                told.complaints.append(f"{node.name}: {event}: {error}")
+            elif event in _ARCHIVE_FAILURES:
+                told.troubles[f"{event}: {error}"] += 1
 
 
 def find_bugs(cluster: Cluster) -> list[str]:
@@ -366,6 +520,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--no-disks", action="store_true", help="no filesystem of their own for nodes, even as root"
     )
+    parser.add_argument("--no-archive", action="store_true", help="nobody archives anything")
     parser.add_argument("--byzantine", action="store_true", help="four nodes in every part")
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
@@ -380,7 +535,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             nodes=_BYZANTINE_NODES if is_byzantine else 3,
             is_byzantine=is_byzantine,
             has_disks=can_mount() and not options.no_disks,
-            has_clock=find_faketime() is not None,
+            has_clock=find_faketime() is not None and (seed + part) % 2 == 0,
+            has_archive=not options.no_archive,
         )
         _play_part(outline)
         part += 1
@@ -392,7 +548,8 @@ def _play_part(outline: Outline) -> None:
     say(
         f"\nseed {outline.seed}: {outline.nodes} nodes ({model}), {outline.seconds:.0f} s, "
         f"{'disks that fill up' if outline.has_disks else 'no disks of their own'}, "
-        f"{'a clock that steps' if outline.has_clock else 'no clock that steps'}"
+        f"{'a clock that steps' if outline.has_clock else 'no clock that steps'}, "
+        f"{'an archive' if outline.has_archive else 'no archive'}"
     )
     folder = Path(tempfile.mkdtemp(prefix=f"basenet-soak-{outline.seed}-"))
     try:
@@ -400,7 +557,15 @@ def _play_part(outline: Outline) -> None:
     except ClusterStuck as stuck:
         say(f"FAILED: {stuck}\nfiles kept in {folder}")
         sys.exit(1)
-    say(f"  {told.verdict}\n  {told.reads} reads")
+    say(f"  {told.verdict}\n  {told.reads} reads; faults {dict(sorted(told.kinds.items()))}")
+    if told.archive is not None:
+        life = {event: told.events[event] for event in _ARCHIVE_EVENTS}
+        say(
+            f"  {told.archive}\n  beside the load {told.restores} times restored, "
+            f"{told.verified} times verified; logged {life}"
+        )
+        for trouble, count in told.troubles.most_common():
+            say(f"  {count} times {trouble}")
     for complaint in told.complaints:
         say(f"  COMPLAINT: {complaint}")
     if not told.is_good:

@@ -15,7 +15,7 @@ and read in the copies. What must hold, each with a sentence when it does not:
 4. Every operation that SQLite acknowledged is in the final state, or its row is in the frames of
    an orphan bundle, proven by its signature, or in a file that was kept aside. And counted: each
    node's local numbers, over its final frames, its branch and its bundles, have no gap and no
-   overlap.
+   overlap, above those of final frames that the journal dropped because they are archived.
 """
 
 import shutil
@@ -51,7 +51,8 @@ class Journalled:
     """What one node's journal says of a shard. Ranges of local numbers are (first, last).
 
     ``branch``: those of own frames above the final one, by hash; what lost stays there until what
-    won has passed it. ``aside``: those that a whole file was kept for.
+    won has passed it. ``aside``: those that a whole file was kept for. ``dropped_below``: what is
+    below this local number may have been in final frames that are archived and dropped.
     """
 
     heads: dict[int, Head]
@@ -60,15 +61,20 @@ class Journalled:
     local_last: int
     branch: dict[bytes, tuple[int, int]]
     aside: list[tuple[int, int]]
+    dropped_below: int
 
 
 @dataclass(kw_only=True)
 class Verdict:
-    """What was found; it holds when ``violations`` is empty."""
+    """What was found; it holds when ``violations`` is empty.
+
+    ``state_roots``: of the final frames that any journal still holds, by seq.
+    """
 
     violations: list[str] = field(default_factory=list)
     final_seq: int = 0
     root: str = ""
+    state_roots: dict[int, str] = field(default_factory=dict)
     operations: int = 0
     acknowledged: int = 0
     local: int = 0
@@ -174,13 +180,16 @@ def _read_journal(path: Path, shard: str) -> Journalled:
             "SELECT first_local, last_local FROM orphan WHERE shard = ? AND reason = ?",
             (shard, REPLACED),
         ).fetchall()
+    own = [(first, last) for first, last in ranges if first <= last]
+    is_whole = min(heads, default=0) == 1
     return Journalled(
         heads=heads,
         tip=decode_head(tip),
-        local_ranges=[(first, last) for first, last in ranges if first <= last],
+        local_ranges=own,
         local_last=local_last,
         branch={digest: (first, last) for first, last, digest in branch if first <= last},
         aside=aside,
+        dropped_below=0 if is_whole else min((first for first, _ in own), default=local_last + 1),
     )
 
 
@@ -261,6 +270,7 @@ def _judge_chains(verdict: Verdict, journals: Mapping[str, Journalled]) -> None:
             if not head.is_signed_by_author():
                 verdict.violations.append(f"{name}: frame {seq} is not signed by its author")
             held_by, held = known.setdefault(seq, (name, head))
+            verdict.state_roots[seq] = held.state_root.hex()
             if held.hash != head.hash or held.state_root != head.state_root:
                 verdict.violations.append(f"final frame {seq} of {name} is not that of {held_by}")
     tips = {name: journal.tip.seq for name, journal in journals.items()}
@@ -287,7 +297,8 @@ def _judge_counts(
         for (first, last), (following, _) in pairwise(ranges):
             missing = (last + 1, following - 1)
             is_aside = any(one <= missing[0] and missing[1] <= end for one, end in journal.aside)
-            if following != last + 1 and not (missing[0] <= missing[1] and is_aside):
+            is_excused = is_aside or missing[1] < journal.dropped_below
+            if following != last + 1 and not (missing[0] <= missing[1] and is_excused):
                 verdict.violations.append(
                     f"{name}: local commits {first}..{last} are followed by {following}"
                 )

@@ -44,6 +44,8 @@ _BATCH_MAX: Final = 12
 _WAIT_S: Final = 4.0
 _BUSY_S: Final = 1.5
 _PAUSE_S: Final = 0.05
+# Small rows, and a few of many pages: a snapshot is more than one object then.
+_PAD_BYTES: Final = (10, 60, 150) * 8 + (8_000,)
 
 _APPLICATION: Final = """
 import json, sqlite3, sys
@@ -279,7 +281,7 @@ class Client:
         )
         self.operations.append(operation)
         answer = application.ask(
-            "bump", operation.key, operation.tag, self._chance.choice((10, 60, 150))
+            "bump", operation.key, operation.tag, self._chance.choice(_PAD_BYTES)
         )
         operation.learn(answer)
         return operation

@@ -45,48 +45,39 @@ class MessageReader:
         Raises `Oversized` for a length above the bound, and `PeerError` for a stream that ends
         inside a message and for a message that takes too long.
         """
-        if not self._available() and not await self._receive():
+        if self._start == len(self._buffer) and not await self._receive():
             return None
-        if self._is_whole():
-            # As most are: a time-out costs more than the message.
-            return await self._rest()
+        # As most are, it is whole: a time-out costs more than the message.
+        message = self._take()
+        if message is not None:
+            return message
         with trio.move_on_after(within_s):
-            return await self._rest()
+            while message is None:
+                if not await self._receive():
+                    raise PeerError("the peer's connection ended inside a message")
+                message = self._take()
+            return message
         raise PeerError(f"a message of the peer was not whole after {within_s:.0f} s")
 
-    async def _rest(self) -> bytes:
-        await self._fill(_LENGTH_BYTES)
-        start = self._start
-        size = int.from_bytes(self._buffer[start : start + _LENGTH_BYTES], "big")
+    def _take(self) -> bytes | None:
+        """Return the next message if it is in the buffer from end to end."""
+        buffer, start = self._buffer, self._start + _LENGTH_BYTES
+        if len(buffer) < start:
+            return None
+        size = int.from_bytes(buffer[self._start : start], "big")
         if size > self.size_max:
             raise Oversized(
                 f"the peer announces a message of {size} bytes; {self.size_max} at most"
             )
-        await self._fill(_LENGTH_BYTES + size)
-        start = self._start + _LENGTH_BYTES
-        message = bytes(memoryview(self._buffer)[start : start + size])
-        self._start = start + size
-        if self._start == len(self._buffer):
-            self._buffer.clear()
-            self._start = 0
+        end = start + size
+        if len(buffer) < end:
+            return None
+        message = bytes(memoryview(buffer)[start:end])
+        if end == len(buffer):
+            buffer.clear()
+            end = 0
+        self._start = end
         return message
-
-    def _is_whole(self) -> bool:
-        """Return whether the next message is in the buffer from end to end."""
-        start, available = self._start, self._available()
-        if available < _LENGTH_BYTES:
-            return False
-        size = int.from_bytes(self._buffer[start : start + _LENGTH_BYTES], "big")
-        return available >= _LENGTH_BYTES + size
-
-    def _available(self) -> int:
-        return len(self._buffer) - self._start
-
-    async def _fill(self, size: int) -> None:
-        """Return when ``size`` bytes are in the buffer."""
-        while self._available() < size:
-            if not await self._receive():
-                raise PeerError("the peer's connection ended inside a message")
 
     async def _receive(self) -> bool:
         """Read once; False at the end of the stream."""

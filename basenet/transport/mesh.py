@@ -4,7 +4,7 @@ Peers are named by their signing keys. A message to a key that no link has reach
 one that finds the peer's outbox full; `send` tells, and the protocol above asks again.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Final
@@ -100,11 +100,25 @@ class Mesh:
         self._wanted = tuple(dict.fromkeys(addresses))
         self._changed.set()
 
-    def send(self, to: PublicKeyBytes, message: bytes, *, lane: Lane = Lane.ORDINARY) -> bool:
-        """Queue ``message``; False when the peer is not connected or too much waits for it."""
+    def send(
+        self,
+        to: PublicKeyBytes,
+        message: bytes,
+        *,
+        lane: Lane = Lane.ORDINARY,
+        tags: Iterable[Hashable] = (),
+    ) -> bool:
+        """Queue ``message``; False when the peer is not connected or too much waits for it.
+
+        ``tags`` name what is in it, for `is_coming`.
+        """
         if (to, lane) not in self._claims:
             return False
-        return self._outboxes[to, lane].put(message)
+        return self._outboxes[to, lane].put(message, tags)
+
+    def is_coming(self, to: PublicKeyBytes, tag: Hashable, lane: Lane) -> bool:
+        """Return whether what has ``tag`` is on its way to the peer, on the present connection."""
+        return (to, lane) in self._claims and self._outboxes[to, lane].is_coming(tag)
 
     def send_urgent(self, to: PublicKeyBytes, slot: str, message: bytes) -> bool:
         """Send ``message`` before all others, in place of an older one of the slot."""

@@ -397,6 +397,19 @@ async def test_the_genesis_and_objects_with_a_config_stay(tmp_path: Path) -> Non
     await bench.check()
 
 
+async def test_a_merge_ends_before_the_last_object_that_was_planned(tmp_path: Path) -> None:
+    """Found by `make soak` (seed 301): what lay there from before had no archive epoch then."""
+    bench = Bench(tmp_path, chain=History())
+    assert isinstance(bench.chain, History)
+    await bench.ship(4, told=False)
+    bench.chain.hand_over(1)
+    await bench.ship_to(bench.chain.tip.head.seq, told=False)
+    await bench.ship(2, told=False)
+    await bench.compact(bench.make_compactor())
+    assert bench.levels() == [(3, 5, 1)]
+    await bench.check()
+
+
 async def test_a_writer_with_peers_finds_the_end_behind_merged_objects(tmp_path: Path) -> None:
     """Also when its watermark lies within one of them."""
     bench = Bench(tmp_path)

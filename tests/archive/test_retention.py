@@ -17,7 +17,7 @@ from basenet.archive.lease import Holder, Lease, LeaseLost
 from basenet.archive.names import ShardNames
 from basenet.archive.place import Place
 from basenet.archive.plan import Plan, Wish
-from basenet.archive.port import Entry, StoreUnavailable
+from basenet.archive.port import Entry, StoreRefused, StoreUnavailable
 from basenet.archive.prune import Pruner
 from basenet.archive.publish import Publisher
 from basenet.archive.restore import restore
@@ -25,6 +25,7 @@ from basenet.archive.retention import Kind
 from basenet.archive.seal import Seal, seal_log
 from basenet.archive.snapshot import Snapshots
 from basenet.archive.survey import Survey
+from basenet.archive.tip import encode_tip
 from basenet.archive.verify import verify
 from basenet.errors import CorruptionError, NotFoundError
 from basenet.units import JournalId, PublicKeyBytes, Seq, ShardId
@@ -91,6 +92,9 @@ class Bench:
             sealed = seal_log(batch, self.seal(), 1)
             self.store.put(sealed.name, sealed.data)
             self.shipped = tip
+
+    def put_tip(self) -> None:
+        self.store.put(NAMES.tip, encode_tip(self.chain.tip.head, self.seal(), 1))
 
     async def snapshot(self) -> int:
         self.ship()
@@ -478,6 +482,41 @@ async def test_nothing_goes_when_the_rehearsed_restore_fails(tmp_path: Path) -> 
     assert [name for name in bench.store.names() if "LEASE" not in name] == [
         name for name in before if "LEASE" not in name
     ]
+
+
+async def test_a_store_that_refuses_the_rehearsal_is_not_a_damaged_archive(tmp_path: Path) -> None:
+    """Found by `make soak` (seed 511): one that was not mounted was called one with a hole."""
+    bench = Bench(tmp_path)
+    await weeks(bench, 12)
+    bench.commit(hours=1)
+    bench.ship()
+    newest = bench.store.names("/log/")[-1]
+    read = bench.store.count("get", newest)
+
+    def refuse_again(method: str, name: str) -> Fault | None:
+        is_again = bench.store.count("get", newest) > read + 1
+        return Fault.REFUSE if (method, name) == ("get", newest) and is_again else None
+
+    bench.store.fate = refuse_again
+    with pytest.raises(StoreRefused):
+        await bench.pruner(3 * DAY_NS).run()
+
+
+async def test_a_log_that_grows_while_a_pass_reads_is_no_fault(tmp_path: Path) -> None:
+    """Found by `make soak` (seed 303): the TIP was newer than the listing it was compared with."""
+    bench = Bench(tmp_path)
+    await weeks(bench, 12)
+    bench.put_tip()
+
+    def grow(method: str, name: str) -> None:
+        if method == "get" and "/set/" in name and bench.shipped == bench.chain.tip.head.seq:
+            bench.commit(hours=0)
+            bench.ship()
+            bench.put_tip()
+
+    bench.store.fate = grow
+    report = await bench.pruner(3 * DAY_NS).run()
+    assert report.deleted
 
 
 async def test_only_the_holder_of_the_lease_deletes(

@@ -12,7 +12,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from basenet.archive.verify import VerifyReport
+from basenet.archive.verify import VerifyReport, verify
 from basenet.errors import BasenetError
 from basenet.wire.frame import Flag
 from basenet.wire.segment import TreeRecord, encode_tree
@@ -352,6 +352,22 @@ async def test_what_retention_deletes_is_no_problem() -> None:
     ]
     young = await archive.verify(now_ns=FIRST_NS + DAY_NS)
     assert "frames 2..7 are missing" in young.problems[0].sentence
+
+
+async def test_what_is_deleted_while_an_archive_is_listed_was_old_by_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Found by `make soak` (seed 313): the page set came of age after verify had begun."""
+    history, archive = retained()
+    of_age_ns = history.frame(9).head.timestamp_ns + 7 * DAY_NS
+
+    def clock() -> int:
+        """The last listing, behind the reading of the TIP, lasts until then."""
+        return of_age_ns if archive.store.count("list") > 1 else of_age_ns - 1
+
+    monkeypatch.setattr("basenet.archive.verify.time.time_ns", clock)
+    report = await verify(archive.store, trusted=frozenset({signer(1).public}))
+    assert report.problems == []
 
 
 async def test_a_gap_above_the_oldest_page_set_is_never_retention() -> None:

@@ -1,5 +1,6 @@
 """The entry point: lazy commands, one sentence and an exit code for what goes wrong."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -173,3 +174,55 @@ def test_the_program_does_not_run_without_assertions() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("basenet: assertions are switched off")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["--help"]])
+def test_a_full_standard_output_is_one_sentence(arguments: list[str]) -> None:
+    """What was asked for did not arrive, and whoever redirected it must hear of it."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "basenet", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "basenet: standard output cannot be written (No space left on device)\n"
+
+
+_IN_A_TASK = """
+import trio, sys
+from basenet.cli import main as program
+import click
+
+async def tell():
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, click.echo, "an event")
+
+@click.command()
+def command():
+    trio.run(tell)
+
+program.cli = command
+program.main([])
+"""
+
+
+@pytest.mark.parametrize("words", [["-m", "basenet", "version"], ["-c", _IN_A_TASK]])
+def test_a_reader_that_has_gone_is_no_fault_to_speak_of(words: list[str]) -> None:
+    """A pipe into head ends the command without a word, also where tasks do the printing."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, *words],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert done.returncode == 1
+    assert done.stderr == ""

@@ -93,6 +93,14 @@ def test_values_of_every_kind(archive: Path, capsys: Capsys) -> None:
         assert 0 < document["fetched_bytes"] < 2 * document["database_bytes"]
 
 
+def test_a_line_end_of_any_kind_stays_inside_its_field(archive: Path, capsys: Capsys) -> None:
+    """A lone CR ends a line for readers of CSV, so it is quoted like any other line end."""
+    statement = "SELECT 'a' || char(13) || 'b' AS x, 1 UNION ALL SELECT char(13, 10), 2"
+    _, out, _ = ask(capsys, str(archive), statement, "--format", "csv")
+    rows = list(csv.reader(io.StringIO(out, newline="")))
+    assert rows == [["x", "1"], ["a\rb", "1"], ["\r\n", "2"]]
+
+
 def test_limits(archive: Path, capsys: Capsys) -> None:
     """A table is cut and says so; what was asked for is given."""
     statement = "SELECT id FROM t ORDER BY id"

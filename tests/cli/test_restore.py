@@ -217,6 +217,16 @@ def test_if_not_exists_does_not_overlook_a_dead_wal(
     assert "o.db-wal" in capsys.readouterr().err
 
 
+def test_if_not_exists_does_not_take_a_directory_for_a_database(
+    archive: Path, keys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A container runtime makes a directory of a mount point that is not there."""
+    Path("app.db").mkdir()
+    code = run(["restore", str(archive), "app.db", "--if-not-exists", "--trusted-keys", str(keys)])
+    assert code == 2
+    assert "is a directory" in capsys.readouterr().err
+
+
 def test_json_is_one_document(
     archive: Path, keys: Path, history: History, capsys: pytest.CaptureFixture[str]
 ) -> None:

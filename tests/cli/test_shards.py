@@ -9,6 +9,8 @@ from basenet.control.surface import ShardState
 from basenet.errors import ConflictError
 from tests.fakes.served import served_in_thread
 from tests.fakes.surface import LINEAGE, FakeSurface, make_shard
+from tests.sqlite.application import Application
+from tests.sqlite.test_page1 import set_mark
 
 
 @pytest.fixture
@@ -103,3 +105,23 @@ def test_a_reset_that_is_half_said_is_refused(
     with served_in_thread(surface, tmp_path):
         assert run(["shards", *words]) == 2
     assert surface.resets == []
+
+
+def test_a_file_that_a_cluster_left_is_made_writable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No daemon is asked; a second time there is nothing to do."""
+    path = tmp_path / "app.db"
+    with Application(path) as app:
+        app.sql("PRAGMA journal_mode=WAL", "CREATE TABLE t (v)")
+    set_mark(path)
+    assert run(["shards", "writable", str(path)]) == 0
+    assert f"{path} is writable" in capsys.readouterr().out
+    with Application(path) as app:
+        app.sql("INSERT INTO t VALUES (1)")
+    assert run(["shards", "writable", str(path)]) == 0
+    assert "was not marked" in capsys.readouterr().out
+    assert run(["shards", "writable", "--json", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"path": str(path), "changed": False}
+    assert run(["shards", "writable", str(tmp_path / "none.db")]) != 0
+    assert "does not exist" in capsys.readouterr().err

@@ -80,6 +80,21 @@ def test_one_shard_is_shown_in_full(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert facts["worst-case loss"].strip() == "360 ms"
 
 
+def test_a_failed_proof_is_not_dated_by_the_one_that_succeeded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """When the archive was proven last, and what became of the last attempt, are two facts."""
+    proven_ns = 1_795_000_000_000_000_000
+    shard = make_shard(proof="failed: a part is gone", proof_verified_ns=proven_ns)
+    with served_in_thread(FakeSurface(shard), tmp_path):
+        assert run(["status", "--shard", "app", "--data-dir", str(tmp_path)]) == 0
+    facts = dict(
+        line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line
+    )
+    assert facts["last proof"].strip() == "failed: a part is gone"
+    assert facts["last proven"].strip() == "2026-11-18T11:06:40.000Z"
+
+
 def test_an_unknown_shard_ends_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not found, in the daemon's words."""
     with served_in_thread(make_surface(), tmp_path):

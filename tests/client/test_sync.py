@@ -3,11 +3,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from basenet.client import (
@@ -167,7 +167,7 @@ def test_an_error_after_a_commit_says_that_it_is_committed(
 
 def pass_generation(surface: FakeSurface, generation: str | None) -> None:
     """Let this be the shard's generation from now on."""
-    surface.shards[1] = replace(surface.shards[1], generation=generation)
+    surface.shards[1] = msgspec.structs.replace(surface.shards[1], generation=generation)
 
 
 def test_a_wait_names_the_generation_from_before_the_commit(

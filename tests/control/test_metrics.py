@@ -1,8 +1,12 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
 from prometheus_client import REGISTRY
+from prometheus_client.exposition import generate_latest as encode_text
+from prometheus_client.openmetrics.exposition import generate_latest as encode_openmetrics
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
@@ -63,8 +67,12 @@ OWN_NAMES = [
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
+def expose(surface: FakeSurface) -> Exposition:
+    return Exposition(surface, trio.Lock())
+
+
 def scrape(surface: FakeSurface, accept: str = "") -> str:
-    return Exposition(surface.metrics).render(accept)[0].decode()
+    return trio.run(expose(surface).render, accept)[0].decode()
 
 
 def sample_names(text: str) -> set[str]:
@@ -144,6 +152,27 @@ def test_both_formats_are_read_by_their_parsers(count: int) -> None:
         for sample in family.samples
     }
     assert plain == strict
+
+
+def written_again(text: str, *, is_openmetrics: bool) -> str:
+    """What prometheus_client makes of the families that it reads in ``text``."""
+    parse, encode = (
+        (parse_openmetrics, encode_openmetrics) if is_openmetrics else (parse_text, encode_text)
+    )
+    return encode(SimpleNamespace(collect=lambda: list(parse(text)))).decode()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, SHARDS_LABELLED_MAX, SHARDS_LABELLED_MAX + 26])
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_the_library_writes_the_same_letters(count: int, accept: str) -> None:
+    """Heads, labels, numbers and their order are those of prometheus_client, odd ones too."""
+    surface = full_surface(count, lag_ms=0.1 + 0.2, wal_bytes=123_456_789, lag_bytes=10**15)
+    surface.shards += [make_shard('a"b\\c\nd', last_archived_ns=None, archive_broken_seq=4)]
+    held = Histogram()
+    held.observe(1e9)
+    surface.lock_held["a rotation"] = held.get_sample()
+    text = scrape(surface, accept)
+    assert text == written_again(text, is_openmetrics=bool(accept))
 
 
 def test_each_name_has_its_true_type() -> None:
@@ -237,8 +266,8 @@ def test_a_lock_histogram_is_cumulative_and_has_its_reason() -> None:
 def test_nothing_is_registered_for_the_whole_process() -> None:
     """The default registry belongs to whoever embeds us; two expositions do not meet."""
     surface = full_surface()
-    first, second = Exposition(surface.metrics), Exposition(surface.metrics)
-    assert first.render("") == second.render("")
+    first, second = (trio.run(expose(surface).render, "") for _ in range(2))
+    assert first == second
     names = {metric.name for metric in REGISTRY.collect()}
     assert not [name for name in names if name.startswith("base_")]
 

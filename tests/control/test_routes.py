@@ -1,12 +1,16 @@
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
 from basenet.control import routes
-from basenet.control.surface import Orphaned, ShardRole, ShardState
-from basenet.errors import UnavailableError
+from basenet.control.slices import SHARDS_AT_ONCE
+from basenet.control.surface import NodeStatus, Orphaned, ShardRole, ShardState, ShardStatus
+from basenet.errors import NotFoundError, UnavailableError
 from tests.fakes.client import Answer, ask, encode_request
 from tests.fakes.served import served
 from tests.fakes.surface import LINEAGE, FakeSurface, make_shard
@@ -84,6 +88,91 @@ async def test_shards_are_listed_with_their_node(tmp_path: Path) -> None:
     assert body["archive"] == "file:///archive"
 
 
+class ManyShards(FakeSurface):
+    """Counts what is told of shards, and lets one go after they were listed."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(*(make_shard(f"s{number:04}") for number in range(count)))
+        self.told = 0
+        self.gone = ""
+
+    def shard_status(self, shard: str) -> ShardStatus:
+        self.told += 1
+        if shard == self.gone:
+            raise NotFoundError(f"there is no shard {shard}")
+        return super().shard_status(shard)
+
+
+@pytest.mark.parametrize("path", ["/v1/shards", "/metrics", "/-/base/members"])
+async def test_an_answer_about_many_shards_lets_others_run(tmp_path: Path, path: str) -> None:
+    """Between two turns of another task no more is told than two slices."""
+    surface, turns = ManyShards(1_000), list[int]()
+
+    async def take_turns() -> None:
+        while True:
+            turns.append(surface.told)
+            await trio.lowlevel.checkpoint()
+
+    async with served(surface, tmp_path) as listeners, trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        assert (await ask(listeners.address.port, path)).status == 200
+        nursery.cancel_scope.cancel()
+    assert surface.told == 1_000
+    steps = [after - before for before, after in pairwise([*turns, surface.told])]
+    assert max(steps) <= 2 * SHARDS_AT_ONCE
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_a_probe_asks_for_no_shard(tmp_path: Path, path: str) -> None:
+    """It comes every few seconds, to nodes with thousands of shards."""
+    surface = ManyShards(100)
+    async with served(surface, tmp_path) as listeners:
+        assert (await ask(listeners.address.port, path)).status == 200
+    assert surface.told == 0
+
+
+async def test_answers_that_overlap_are_whole(tmp_path: Path) -> None:
+    """Each of many questions at once gets what it would get alone."""
+    surface, paths = ManyShards(300), ["/v1/shards", "/metrics", "/-/base/members"]
+    answers: dict[str, set[bytes]] = {path: set() for path in paths}
+    async with served(surface, tmp_path) as listeners:
+        port = listeners.address.port
+        alone = {path: (await ask(port, path)).body for path in paths}
+
+        async def keep(path: str) -> None:
+            answers[path].add((await ask(port, path)).body)
+
+        async with trio.open_nursery() as nursery:
+            for path in paths * 5:
+                nursery.start_soon(keep, path)
+    assert answers == {path: {body} for path, body in alone.items()}
+
+
+async def test_a_shard_that_goes_while_it_is_listed_is_left_out(tmp_path: Path) -> None:
+    """The others are told, in every answer."""
+    surface = ManyShards(60)
+    surface.gone = "s0030"
+    async with served(surface, tmp_path) as listeners:
+        port = listeners.address.port
+        listed = [shard["shard"] for shard in (await ask(port, "/v1/shards")).json["shards"]]
+        members = (await ask(port, "/-/base/members")).json["shards"]
+        scrape = (await ask(port, "/metrics")).body.decode()
+    left = [shard.shard for shard in surface.shards if shard.shard != "s0030"]
+    assert listed == list(members) == left
+    assert 'base_wal_bytes{shard="s0029"}' in scrape
+    assert "s0030" not in scrape
+
+
+async def test_the_document_of_all_shards_is_the_status_of_the_node(tmp_path: Path) -> None:
+    """Its fields, in their order, with every shard's as it is told alone; sent in pieces."""
+    surface = ManyShards(600)
+    async with served(surface, tmp_path) as listeners:
+        body = (await ask(listeners.address.port, "/v1/shards")).body
+    whole = replace(surface.node_status(), shards=surface.shards)
+    assert body == msgspec.json.encode(whole) + b"\n"
+    assert msgspec.json.decode(body, type=NodeStatus).shards == surface.shards
+
+
 async def test_a_shard_is_answered_with_its_headers(tmp_path: Path) -> None:
     """X-Base-Shard, -Seq (final), -Lag (captured and not final) and -Member."""
     async with served(FakeSurface(make_shard(captured_seq=14)), tmp_path) as listeners:
@@ -134,6 +223,7 @@ async def test_head_is_get_without_a_body(tmp_path: Path) -> None:
     """A probe may ask with HEAD."""
     async with served(FakeSurface(), tmp_path) as listeners:
         assert (await ask(listeners.address.port, "/readyz", method="HEAD")).status == 200
+        assert (await ask(listeners.address.port, "/v1/shards", method="HEAD")).body == b""
 
 
 async def test_a_wait_for_what_is_safe_returns_at_once(tmp_path: Path) -> None:

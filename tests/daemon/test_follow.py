@@ -144,13 +144,14 @@ def test_a_nap_that_was_ended_before_it_began_is_none() -> None:
     """Once; the next one is slept."""
     nap = Nap()
     nap.end()
+    nap.end()
     began = time.monotonic()
-    nap.sleep(NEVER_S)
+    assert nap.sleep(NEVER_S)
     assert time.monotonic() - began < NEVER_S
-    nap.sleep(0.001)
+    assert not nap.sleep(0.001)
     assert time.monotonic() - began >= 0.001
     nap.is_brief = True
-    nap.sleep(NEVER_S)
+    assert nap.sleep(NEVER_S)
     assert time.monotonic() - began < NEVER_S
 
 

@@ -44,7 +44,7 @@ def test_a_failure_stands_until_a_proof_succeeds(tmp_path: Path) -> None:
     assert ledger.of(APP).failed_seq == 3
     assert ledger.of(APP).verified_ns == 100
     assert ledger.failures == {APP: 1}
-    status = ledger.add_to(ShardStatus(shard=APP, path="/x", state=ShardState.CAPTURING))
+    status = ShardStatus(shard=APP, path="/x", state=ShardState.CAPTURING, **ledger.told(APP))
     assert (status.is_proof_failed, status.proof_verified_ns, status.proof_seq) == (True, 100, 7)
     ledger.take(APP, PROVEN, 400)
     assert ledger.describe(APP) == "ok: seq 7 was restored"

@@ -146,6 +146,25 @@ async def test_what_is_replaced_or_out_of_reach_is_not_lost(
     assert autojump_clock.current_time() > 3_000
 
 
+async def test_a_log_that_retention_deleted_is_not_lost(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Found by `make soak` (seed 511): idle, with a snapshot of all that there is, past retention.
+
+    The log was archived anew, deleted again, missed again, without end.
+    """
+    world = World()
+    presence = await world.start(tmp_path)
+    world.history.base_seq = world.chain.tip.head.seq
+    del world.store.objects[world.logs[-1]]
+    await trio.sleep(3)
+    assert await presence.confirm()
+    world.archived_seq += 1
+    await trio.sleep(3)
+    assert not await presence.confirm()
+    assert autojump_clock.current_time() >= 6
+
+
 async def test_a_lineage_of_which_nothing_is_archived_yet_misses_nothing(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 from basenet.archive.lease import LeaseHeld, LeaseLost
 from basenet.control.surface import ShardState
 from basenet.daemon.presence import ArchiveLost
-from basenet.daemon.troubles import Troubles, require_going_on
+from basenet.daemon.troubles import Troubles, require_going_on, sick_shards
 from basenet.errors import UnavailableError
 from basenet.units import ShardId
 
@@ -28,6 +28,25 @@ def test_each_kind_of_error_has_its_count() -> None:
     for error in errors:
         troubles.note(error)
     assert troubles == Troubles(failures=4, lease_contentions=1, leases_lost=1, archive_losses=1)
+
+
+def test_only_sick_shards_are_told_in_order() -> None:
+    """And nothing is asked of the others: a probe asks every few seconds."""
+    asked: list[Shard] = []
+
+    def error_of(shard: Shard) -> str | None:
+        asked.append(shard)
+        return shard.error
+
+    torn = Shard(ShardId("z"), ShardState.STOPPED, "page 7 is torn")
+    late = Shard(ShardId("b"), ShardState.STARTING)
+    well = [Shard(ShardId(f"s{number}")) for number in range(3)]
+    shards = {shard.shard: shard for shard in [torn, *well, late]}
+    assert sick_shards(shards, error_of) == [
+        "shard b is starting",
+        "shard z is stopped: page 7 is torn",
+    ]
+    assert asked == [late, torn]
 
 
 @pytest.mark.parametrize("state", [ShardState.STOPPED, ShardState.REFUSED])

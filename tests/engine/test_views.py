@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from basenet.engine.effects import Fence, Persist, Send, SendFrames
+from basenet.engine.effects import Fence, Judge, Persist, Send, SendFrames
 from basenet.engine.events import Instant, PeerLost, Ticked
 from basenet.engine.limits import MILLISECOND
 from basenet.engine.quorum import form
@@ -102,6 +102,40 @@ def test_a_loud_leader_that_gets_nowhere_is_left() -> None:
         assert cluster.nodes[1].sent(Wish)
         cluster.advance(2_000)
         assert min(views(cluster)) > 0
+
+
+def test_the_leader_is_not_left_while_a_follower_judges() -> None:
+    """Protocol 4.3: to judge a large transaction may take longer than a leader is given.
+
+    Found with transactions of 300 MB on a loaded machine: the view ended before anybody could vote,
+    each time, and the commit was lost.
+    """
+    cluster = quiet_cluster()
+    cluster.judges = False
+    cluster.filter = lambda _, to, event: (
+        not (to == 0 and isinstance(getattr(event, "message", None), Vote))
+    )
+    cluster.commit(0)
+    cluster.advance(20_000)
+    for node in cluster.nodes[1:]:
+        assert not node.sent(Wish)
+        (question,) = [one for one in node.effects if isinstance(one, Judge)]
+        cluster.give(node.number, cluster.verdict(question))
+    cluster.advance(4_900)
+    assert not cluster.nodes[1].sent(Wish)
+    cluster.advance(200)
+    assert cluster.nodes[1].sent(Wish)
+
+
+def test_a_verdict_that_never_comes_ends_the_view_after_all() -> None:
+    """Protocol 4.3: five minutes in all."""
+    cluster = quiet_cluster()
+    cluster.judges = False
+    cluster.commit(0)
+    cluster.advance(299_000)
+    assert not cluster.nodes[1].sent(Wish)
+    cluster.advance(2_000)
+    assert cluster.nodes[1].sent(Wish)
 
 
 def test_new_bytes_of_a_run_put_that_off_for_a_while() -> None:

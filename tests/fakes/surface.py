@@ -1,9 +1,9 @@
 """`FakeSurface`: a daemon's answers without a daemon. Facts are set, waits are granted by hand."""
 
 import threading
-from dataclasses import replace
 from typing import Any
 
+import msgspec
 import trio
 
 from basenet.control.members import MembersCommand
@@ -61,7 +61,7 @@ def make_shard(shard: str = "app", **changes: Any) -> ShardStatus:
         lapped=2,
         journal_bytes=65_536,
     )
-    return replace(status, **changes)
+    return msgspec.structs.replace(status, **changes)
 
 
 class FakeSurface:
@@ -74,6 +74,7 @@ class FakeSurface:
 
     def __init__(self, *shards: ShardStatus) -> None:
         self.shards = list(shards)
+        self._places: dict[str, int] = {}
         self.ready = True
         self.reasons: tuple[str, ...] = ()
         self.archive: str | None = "file:///archive"
@@ -108,7 +109,6 @@ class FakeSurface:
             network=self.network,
             role="validator",
             members=self.members,
-            shards=tuple(self.shards),
             ready=self.ready,
             reasons=self.reasons,
             started_ns=NOW_NS - 60_000_000_000,
@@ -118,25 +118,34 @@ class FakeSurface:
         )
 
     def shard_status(self, shard: str) -> ShardStatus:
-        for status in self.shards:
-            if status.shard == shard:
-                return status
+        place = self._places.get(shard, -1)
+        if not 0 <= place < len(self.shards) or self.shards[place].shard != shard:
+            self._places = {status.shard: place for place, status in enumerate(self.shards)}
+            place = self._places.get(shard, -1)
+        if place >= 0:
+            return self.shards[place]
         raise NotFoundError(f"there is no shard {shard!r} here: `basenet shards` lists them")
 
-    def metrics(self) -> NodeMetrics:
+    def shard_ids(self) -> list[ShardId]:
+        return [status.shard for status in self.shards]
+
+    def shard_metrics(self, shard: str) -> ShardMetrics:
+        return ShardMetrics(status=self.shard_status(shard), **self.shard_counters)
+
+    def node_metrics(self) -> NodeMetrics:
         if self.metrics_error is not None:
             raise self.metrics_error
         return NodeMetrics(
             now_ns=NOW_NS,
-            shards=tuple(
-                ShardMetrics(status=status, **self.shard_counters) for status in self.shards
-            ),
             shards_opened=len(self.shards),
             membership_size=1,
             journal_bytes=131_072,
             ready=self.ready,
             lock_held=self.lock_held,
             network_dropped=self.network_dropped,
+            store_calls={"put": 7, "list": 1},
+            store_written_bytes=700,
+            store_read_bytes=30,
             **self.histograms,
         )
 

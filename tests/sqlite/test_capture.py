@@ -221,6 +221,36 @@ def test_a_writer_at_full_speed_is_followed(scene: Scene, policy: CapturePolicy)
         assert scene.mirror.gaps == []
 
 
+def test_a_pause_ends_with_a_commit_or_with_who_waits_for_one(scene: Scene) -> None:
+    """However rarely the pin is looked after; nobody is asked whether to stop meanwhile."""
+    scene.application = scene.start()
+    scene.application.sql("pragma journal_mode=wal", "create table t(x, y)")
+    naps: list[float] = []
+    asked: list[int] = []
+
+    def nap(seconds: float) -> bool:
+        naps.append(seconds)
+        if len(naps) == 3:
+            scene.application.sql("insert into t values(1, 1)")
+        return len(naps) == 7
+
+    def should_stop() -> bool:
+        asked.append(len(naps))
+        return len(asked) == 3
+
+    capture = Capture(attach(scene.path), nap=nap, steer_s=600.0, active_s=600.0)
+    scene._stack.callback(capture.close)
+    capture.adopt()
+    batches: list[int] = []
+
+    def sink(batch: list[Captured]) -> bool:
+        batches.append(sum(item.commits for item in batch))
+        return True
+
+    assert capture.run_active(sink, should_stop).reason is RestReason.STOPPED
+    assert (asked, batches) == ([0, 3, 7], [1])
+
+
 def test_a_failing_consumer_gets_the_same_change_again(scene: Scene) -> None:
     """A change counts as taken when the next is asked for."""
     scene.open()

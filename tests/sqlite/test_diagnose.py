@@ -206,7 +206,7 @@ def test_a_fenced_replica_and_nonsense_versions(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[18] = 3
     path.write_bytes(data)
-    assert "fenced" in only(diagnose_database(path), "journal mode", Level.WARN).message
+    assert "read-only" in only(diagnose_database(path), "journal mode", Level.WARN).message
     data[18:20] = b"\x02\x09"
     path.write_bytes(data)
     only(diagnose_database(path), "journal mode", Level.FAIL)

@@ -155,3 +155,16 @@ def test_nothing_stays_registered(tmp_path: Path) -> None:
     before = len(apsw.vfs_names())
     ask(make(tmp_path, rows=1), "SELECT 1")
     assert len(apsw.vfs_names()) == before
+
+
+def test_a_sort_without_room_is_no_fault_of_the_statement(tmp_path: Path) -> None:
+    """The disk of the temporary files is full: that passes, and the sentence says where."""
+
+    class Full(Taken):
+        def row(self, values: Any) -> bool:
+            del values
+            raise apsw.FullError("database or disk is full")
+
+    with PastConnection(make(tmp_path)) as connection, pytest.raises(UnavailableError) as raised:
+        connection.run("SELECT * FROM t", Full())
+    assert "TMPDIR" in str(raised.value)

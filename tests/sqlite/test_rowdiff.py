@@ -179,3 +179,30 @@ def test_a_table_that_is_left_out_is_not_spoken_of(tmp_path: Path) -> None:
         statements = list(diff.statements(["fresh"]))
     assert len(statements) == 1
     assert "note" in statements[0]
+
+
+@pytest.mark.parametrize("changed", ["own", "note", "fresh"])
+def test_a_table_that_only_the_application_can_read_is_named_and_the_others_are_told(
+    tmp_path: Path, changed: str
+) -> None:
+    """A collation or a function of the application's own: here SQLite has neither."""
+    kept, lost = tmp_path / "kept.db", tmp_path / "lost.db"
+    own = (
+        "create table own (name text primary key collate theirs, n);"
+        "create table made (a, b generated always as (theirs(a)) virtual unique);"
+    )
+    change = {
+        "own": "insert into own values ('b', 2)",
+        "note": "delete from note where id = 1",
+        "fresh": "create table fresh (name text primary key collate theirs)",
+    }
+    for path, sql in ((kept, SCHEMA + own), (lost, SCHEMA + own + change[changed])):
+        with closing(sqlite3.connect(path, isolation_level=None)) as database:
+            database.create_collation("theirs", lambda a, b: (a > b) - (a < b))
+            database.create_function("theirs", 1, str, deterministic=True)
+            database.executescript(sql)
+    with RowDiff(kept, lost) as diff:
+        assert list(diff.untold) == ([] if changed == "note" else [changed])
+        assert [table.table for table in diff.tables()] == (["note"] if changed == "note" else [])
+        assert all("theirs" in reason for reason in diff.untold.values())
+        list(diff.statements(diff.untold))

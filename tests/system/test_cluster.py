@@ -18,7 +18,9 @@ import pytest
 from basenet.control.surface import FenceState, Level, ShardRole
 from basenet.errors import BasenetError, UnavailableError
 from basenet.keys import signing
+from basenet.testing.archivecheck import judge_archive
 from basenet.testing.cluster import Cluster, ClusterNode
+from basenet.testing.clusterarchive import ClusterArchive
 from basenet.testing.clusterchaos import Outline, find_bugs, play
 from basenet.testing.clustercheck import check
 from basenet.testing.history import Client, Operation, Outcome, RegisterApplication
@@ -324,7 +326,7 @@ def test_readers_on_replicas_see_whole_states_that_only_grow(tmp_path: Path) -> 
 
 
 def test_whatever_sqlite_can_do_to_a_file_replicates(tmp_path: Path) -> None:
-    """Schema, VACUUM, another page size, auto_vacuum, 50 MiB at once, roll-backs, all gone."""
+    """Schema, VACUUM, another page size, auto_vacuum, 20 MiB at once, roll-backs, all gone."""
     with started(tmp_path) as cluster:
         writer = cluster.wait_writer()
         with Application(writer.database()) as application:
@@ -337,7 +339,7 @@ def test_whatever_sqlite_can_do_to_a_file_replicates(tmp_path: Path) -> None:
             # One transaction of many frames, then one that frees nearly all of it.
             application.sql("BEGIN")
             application.run(
-                "for i in range(50): c.execute('INSERT INTO t (v) VALUES (randomblob(1048576))')"
+                "for i in range(20): c.execute('INSERT INTO t (v) VALUES (randomblob(1048576))')"
             )
             application.sql("COMMIT")
             writer.wait_final(timeout_s=90)
@@ -445,12 +447,21 @@ def test_wait_gives_up_where_there_is_no_quorum(tmp_path: Path) -> None:
 
 
 def test_everything_at_random_for_a_while(tmp_path: Path) -> None:
-    """45 s of the soak, from a fixed seed."""
+    """45 s of the soak, from a fixed seed, archive and its judgement included."""
     told = play(tmp_path, Outline(seed=20_261_121, seconds=45), lambda _: None)
-    assert told.is_good, "\n".join([*told.faults, *told.complaints, str(told.verdict)])
+    account = [*told.faults, *told.complaints, str(told.verdict), str(told.archive)]
+    assert told.is_good, "\n".join(account)
     assert told.verdict is not None
     assert told.verdict.acknowledged > 100
     assert told.reads > 100
+    assert told.archive is not None
+    assert told.archive.restored > 1
+    # And the judge of the archive sees.
+    archive = ClusterArchive(tmp_path / "store")
+    max(archive.directory.glob("*/*/*/log/*/*.lbn"), key=lambda path: path.name).unlink()
+    last = told.archive.last_seq
+    again = judge_archive(tmp_path, archive, [], told.verdict, archived_seq=last, seed=1)
+    assert "the newest objects were deleted" in str(again)
 
 
 def test_a_wait_for_applied_does_not_count_frames_that_lost(tmp_path: Path) -> None:

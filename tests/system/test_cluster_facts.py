@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 
-from basenet.testing.cluster import Cluster, ClusterNode
+from basenet.control.metrics import SHARD_FAMILIES
+from basenet.control.surface import ShardMetrics
+from basenet.testing.cluster import SHARD, Cluster, ClusterNode
 from tests.sqlite.application import Application
 
 pytestmark = pytest.mark.system
@@ -124,6 +126,13 @@ def test_what_peers_send_is_counted(cluster: Cluster) -> None:
         )
         assert set(heights_of(node)) == set(cluster.names)
     assert own["base_loop_stall_seconds_count"] > 0
+    for node in cluster:
+        status, scraped = node.client.get_shard_status(SHARD), metrics_of(node)
+        for family in SHARD_FAMILIES:
+            # What is not of the status is counted apart, and 0 here.
+            if value := family.read(ShardMetrics(status=status)):
+                assert scraped[family.name] == value, family.name
+        assert scraped["base_captured_commits_total"] > 0 or node is not writer
 
 
 def test_a_writer_that_loses_its_quorum_says_so(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@
 `cluster.reaching`          where the HTTP surfaces of the nodes are
 `cluster.greeting`          whom this node lets in: journals from backups are found out
 `cluster.lanes`             heartbeats, sent and received at once
+`cluster.watch`             whether the journal gets on, without which there are none
 `cluster.routing`           which shard gets a message, in order
 `cluster.tally`             what came from peers and was of no use, by reason
 `cluster.birth`             a shard's birth: the effects of `engine.birth`, performed
@@ -31,11 +32,16 @@
 `cluster.placing`           where the file stands when a term begins
 `cluster.replica`           the shard's replica between two events: steps, alarms
 `cluster.perform`           effects become acts, in order
+`cluster.signing`           own signatures, known again
+`cluster.quickly`           a lock that mostly nobody has
+`cluster.rhythm`            whether it pays to wait a moment for the next one
 `cluster.intake`            what became of the frames that peers sent, counted
 `cluster.frames`            frames at hand: by hash, from memory or the journal
 `cluster.branch`            the states along the chain, as leaf hashes
 `cluster.writing`           while the application here may write: capture, and sealing
 `cluster.resuming`          a run that a crash cut off goes on
+`cluster.marking`           when the file itself says that it is read-only
+`cluster.leaving`           a term ends on purpose: sealed, marked, handed over
 `cluster.gate`              when the fences of all shards are open
 `cluster.settling`          what is final goes into the journal's log and into the file
 `cluster.archiving`         the way into the archive: its writer's, and the next one's

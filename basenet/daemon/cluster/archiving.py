@@ -467,6 +467,7 @@ class ClusterArchiver:
             ),
             prove=self._prove,
             on_stored=compactor.on_stored,
+            turns=self._node.turns,
         )
         self._tip_seq = backlog.tip_seq
         self.uploader, self._collected = uploader, None

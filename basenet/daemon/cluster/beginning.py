@@ -82,6 +82,9 @@ class Beginning:
                 return forced
         if file is not None and born.file is FileFate.ADOPTED:
             tree = StateTree(file.database.page_size, await file.leaves())
+            if genesis.author == self.me[0]:
+                # A file of another cluster: no root tells of the mark, and its application writes.
+                await file.mark(is_read_only=False)
             if tree.root() == genesis.head.state_root:
                 return KnownState(tree, place, (await file.cursor()).encode())
         if file is not None and born.file is not FileFate.REPAIRED:

@@ -30,10 +30,12 @@ from basenet.units import KIB, ZERO_HASH, FrameHash, Seq, StateRoot
 from basenet.wire.chain import CommitRules
 from basenet.wire.frame import Frame, Head, Kind
 from basenet.wire.merkle import StateTree, group_count, leaf_hash
-from basenet.wire.payload import decode_commit
+from basenet.wire.payload import CommitPayload, decode_commit
 
 GetFrame = Callable[[FrameHash], Frame]
 """Returns a frame that is held; raises `CorruptionError` if it is not."""
+DecodePayload = Callable[[Frame], CommitPayload]
+"""Returns what a COMMIT carries; raises `FrameCorrupt`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +56,11 @@ _SMALL_HEADS: Final = 8
 _SMALL_PAGES: Final = 64
 
 
+def decode_payload(frame: Frame) -> CommitPayload:
+    """Return what a COMMIT carries; raises `FrameCorrupt`."""
+    return decode_commit(frame.payload)
+
+
 class BranchLost(Exception):  # noqa: N818  (no error: it happens to who is slower than others)
     """The frames continue a branch that another one has won against."""
 
@@ -61,8 +68,14 @@ class BranchLost(Exception):  # noqa: N818  (no error: it happens to who is slow
 class Branch:
     """The final state of one shard, and the state at the end of one branch above it."""
 
-    def __init__(self, tree: StateTree, place: tuple[Seq, FrameHash]) -> None:
+    def __init__(
+        self,
+        tree: StateTree,
+        place: tuple[Seq, FrameHash],
+        decode: DecodePayload = decode_payload,
+    ) -> None:
         """Begin at the final frame ``place`` with its state; ``tree`` is given away."""
+        self._decode = decode
         self.lock = trio.Lock()
         self.final = tree
         self.final_place = place
@@ -235,7 +248,7 @@ class Branch:
             self._changes[head.hash] = (head.seq, None)
             self.tip_hash = head.hash
             return self.tip.root()
-        payload = decode_commit(get(head.hash).payload)
+        payload = self._decode(get(head.hash))
         self._rules.accept_commit(head, payload)
         root = self._advance_raw(
             payload.page_size,
@@ -292,7 +305,7 @@ class Branch:
             return known
         run = _Run()
         for one in run_heads:
-            payload = decode_commit(get(one.hash).payload)
+            payload = self._decode(get(one.hash))
             run.add(payload.page_size, payload.pgnos.tolist(), payload.pages)
         return run.finish(payload.page_size, payload.db_pages)
 

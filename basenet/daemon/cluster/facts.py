@@ -1,9 +1,10 @@
 """The answers of a cluster node to what the control room asks: `control.surface.Surface`."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import trio
+from msgspec import structs
 
 from basenet import __version__
 from basenet.config.model import NodeRole
@@ -33,6 +34,7 @@ from basenet.engine.replica import Replica
 from basenet.errors import NotFoundError, UsageError
 from basenet.keys.trust import format_public
 from basenet.units import Lineage, PublicKeyBytes, Seq, ShardId
+from basenet.wire.payload import Voter
 
 
 class ClusterFacts:
@@ -54,10 +56,9 @@ class ClusterFacts:
     # The node.
 
     def node_status(self) -> NodeStatus:
-        """Return the node and all its shards as they are now."""
+        """Return the node as it is now, without its shards."""
         now_ns = time.time_ns()
-        shards = [self._status(shard) for _, shard in sorted(self._shards.items())]
-        reasons = self._reasons(shards)
+        reasons = self._reasons()
         config = self._node.config
         return NodeStatus(
             node_id=config.node_id,
@@ -65,7 +66,6 @@ class ClusterFacts:
             network=config.network.value,
             role=config.cluster.node_role.value,
             members=self._members(),
-            shards=shards,
             ready=not reasons,
             reasons=reasons,
             started_ns=self._started_ns,
@@ -106,8 +106,8 @@ class ClusterFacts:
             for peer in peers
         ]
 
-    def _reasons(self, shards: list[ShardStatus]) -> list[str]:
-        reasons = sick_shards(shards)
+    def _reasons(self) -> list[str]:
+        reasons = sick_shards(self._shards, _error_of)
         if self._node.journalist.error is not None:
             reasons.append(self._node.journalist.error)
         if self.is_stopping:
@@ -116,9 +116,29 @@ class ClusterFacts:
 
     # Shards.
 
+    def shard_ids(self) -> list[ShardId]:
+        """Return the shards that there are now, in order."""
+        return sorted(self._shards)
+
     def shard_status(self, shard: str) -> ShardStatus:
         """Return one shard as it is now; raise `NotFoundError` for an unknown id."""
-        return self._status(self._find(shard))
+        found = self._find(shard)
+        counted, term, record = self._count(found), found.term, found.record
+        if term is None or not term.is_at_work or record is None:
+            return counted
+        replica = term.driver.replica
+        ballot = replica.ballot
+        voters = ballot.config.voters
+        return structs.replace(
+            counted,
+            epoch=ballot.epoch,
+            view=ballot.view,
+            generation=found.generations.present,
+            archive=self._archive_sentence(found),
+            writer=next((one.node_id for one in voters if one.key == replica.leader), None),
+            writer_endpoint=self._find_writer(replica.leader, counted.role),
+            members=self._shard_members(found.shard, record.lineage, replica, voters),
+        )
 
     def _find(self, shard: str) -> ClusterShard:
         try:
@@ -128,10 +148,8 @@ class ClusterFacts:
                 f"there is no shard {shard!r} on this node; `basenet shards` lists them."
             ) from error
 
-    def _status(self, shard: ClusterShard) -> ShardStatus:
-        return self._node.proofs.add_to(self._describe(shard))
-
-    def _describe(self, shard: ClusterShard) -> ShardStatus:
+    def _count(self, shard: ClusterShard) -> ShardStatus:
+        """Return the status of ``shard`` without what no scrape shows and takes long."""
         term, record = shard.term, shard.record
         if term is None or not term.is_at_work or record is None:
             return ShardStatus(
@@ -144,14 +162,13 @@ class ClusterFacts:
                 role=ShardRole.LEARNER,
                 fence=FenceState.NONE,
                 orphans=shard.orphaned,
-                error=shard.error or (None if record else shard.birth.status),
+                error=_error_of(shard),
+                **self._node.proofs.told(shard.shard),
             )
         replica, archive = term.driver.replica, shard.archiver.facts()
-        ballot, tip = replica.ballot, replica.tip
-        now = instant()
+        tip, now = replica.tip, instant()
         until = replica.writable_until(now)
         tree = term.branch.final
-        names = {voter.key: voter.node_id for voter in ballot.config.voters}
         writer = term.writer
         unfinal = term.unfinal()
         role = ShardRole.REPLICA
@@ -170,14 +187,10 @@ class ClusterFacts:
             path=str(shard.path),
             state=shard.state,
             lineage=record.lineage.hex(),
-            generation=shard.generations.present,
-            epoch=ballot.epoch,
-            view=ballot.view,
             captured_local=writer.local_last if writer is not None else term.local_last,
             captured_seq=max(tip.seq, shard.progress.final_seq),
             final_seq=replica.final.height,
             archived_seq=shard.progress.archived_seq,
-            archive=self._archive_sentence(shard),
             archive_epoch=(archive.archive_epoch or 0) if archive is not None else 0,
             last_archived_ns=shard.progress.archived_ns,
             wal_bytes=term.file.database.wal_bytes if term.file.is_open else 0,
@@ -185,10 +198,7 @@ class ClusterFacts:
             page_size=tree.page_size,
             last_captured_ns=tip.timestamp_ns,
             role=role,
-            writer=names.get(replica.leader),
-            writer_endpoint=self._find_writer(replica.leader, role),
             writable_until_ns=time.time_ns() + (until - now) if until > now else None,
-            members=self._shard_members(shard.shard, record.lineage, replica),
             applied_seq=term.settler.applied_seq,
             unfinal_commits=unfinal.commits,
             unfinal_bytes=unfinal.bytes,
@@ -197,7 +207,8 @@ class ClusterFacts:
             else 0.0,
             fence=state,
             orphans=shard.orphaned,
-            error=term.repair.problem or shard.error,
+            error=_error_of(shard),
+            **self._node.proofs.told(shard.shard),
         )
 
     def _find_writer(self, leader: PublicKeyBytes, role: ShardRole) -> str | None:
@@ -214,13 +225,12 @@ class ClusterFacts:
         return shard.archiver.error or (facts.last_error if facts is not None else None) or "ok"
 
     def _shard_members(
-        self, shard: ShardId, lineage: Lineage, replica: Replica
+        self, shard: ShardId, lineage: Lineage, replica: Replica, voters: Sequence[Voter]
     ) -> tuple[ShardMember, ...]:
         """Return the voters in their order, then who else is there."""
         connected, me = self._cluster.connected, self._cluster.me
         told = self._cluster.heights.find(shard, lineage)
         heights = {**replica.learners, **told, me.key: replica.final.height}
-        voters = replica.ballot.config.voters
         members = [
             ShardMember(
                 node_id=voter.node_id,
@@ -246,28 +256,33 @@ class ClusterFacts:
         ]
         return tuple(members)
 
-    def metrics(self) -> NodeMetrics:
-        """Return what a scrape shows now."""
-        shards = [self._shard_metrics(shard) for _, shard in sorted(self._shards.items())]
+    def node_metrics(self) -> NodeMetrics:
+        """Return what a scrape shows of the node now."""
         members = self._cluster.members
         return NodeMetrics(
             now_ns=time.time_ns(),
-            shards=shards,
-            shards_opened=len(shards),
+            shards_opened=len(self._shards),
             membership_size=len(members.peers) if isinstance(members, Membership) else 0,
             journal_bytes=self._node.journalist.journal.count_bytes(),
-            ready=not self._reasons([one.status for one in shards]),
+            ready=not self._reasons(),
             lock_held={},
             fence_wait=self._room.guard.fence_wait.get_sample(),
             loop_stall=self._cluster.loop_stall.get_sample(),
             journal_rollbacks=self._cluster.tally.rollbacks,
             network_dropped=self._cluster.tally.by_loss(),
+            store_calls=self._node.store_usage.calls,
+            store_written_bytes=self._node.store_usage.written_bytes,
+            store_read_bytes=self._node.store_usage.read_bytes,
         )
 
-    def _shard_metrics(self, shard: ClusterShard) -> ShardMetrics:
+    def shard_metrics(self, shard: str) -> ShardMetrics:
+        """Return what a scrape shows of one shard now; raise `NotFoundError` for an unknown id."""
+        return self._measure(self._find(shard))
+
+    def _measure(self, shard: ClusterShard) -> ShardMetrics:
         archive, troubles = shard.archiver.facts(), shard.archiver.troubles
         return ShardMetrics(
-            status=self._status(shard),
+            status=self._count(shard),
             frames_submitted=shard.submitted,
             frames_finalized=shard.finalized,
             frames_ingested=shard.intake.ingested,
@@ -375,3 +390,11 @@ class ClusterFacts:
     async def reset(self, shard: str, command: ResetCommand) -> str:
         """Let a shard's file or its chain count, as the operator says; return what was done."""
         return await self._find(shard).resetter.perform(command)
+
+
+def _error_of(shard: ClusterShard) -> str | None:
+    """Return what is wrong with ``shard``, or what it waits for before it is born."""
+    term, record = shard.term, shard.record
+    if term is None or not term.is_at_work or record is None:
+        return shard.error or (None if record else shard.birth.status)
+    return term.repair.problem or shard.error

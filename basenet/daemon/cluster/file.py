@@ -17,6 +17,9 @@ either. Then the fence is asked for first: it stands already.
 
 To let go is the reverse: connections, then descriptors, then the fence.
 
+With BASE_FENCE=readonly the file says itself that it is read-only, too (`sqlite.page1`): `mark`
+changes that, `cluster.marking` says when. What is applied meanwhile keeps the mark.
+
 Every act is a thread's, one at a time. A batch is *prepared*, its intent journalled by the caller,
 and *injected*; between the two the log does not begin anew, as the intent names its end (Q13).
 Nothing is written once the path leads to another file than ours.
@@ -37,6 +40,7 @@ from basenet.daemon.cluster.mending import (
     PageSources,
     Target,
 )
+from basenet.daemon.cluster.quickly import Quickly
 from basenet.engine.events import Instant
 from basenet.errors import BasenetError, ConflictError, CorruptionError, UnavailableError
 from basenet.guardian.header import repair_header
@@ -48,6 +52,7 @@ from basenet.sqlite.checkpoint import DatabaseReplaced
 from basenet.sqlite.contents import Schema, has_rows, is_blank, keep_copy, page_count
 from basenet.sqlite.create import create
 from basenet.sqlite.inject import ForeignCommit, Position, Prepared
+from basenet.sqlite.page1 import clear_copy, is_marked
 from basenet.sqlite.pages import PageView
 from basenet.sqlite.recover import diff, scan
 from basenet.sqlite.signals import SHM_SUFFIX, WAL_SUFFIX
@@ -60,7 +65,7 @@ from basenet.sqlite.standing import (
     encode_intent,
     find_standing,
 )
-from basenet.units import Lineage, ShardId
+from basenet.units import KIB, Lineage, ShardId
 from basenet.wire.birth import FileFacts
 from basenet.wire.merkle import StateTree
 from basenet.wire.payload import CommitPayload
@@ -84,6 +89,7 @@ __all__ = [
 _HEADER_COPY_BYTES: Final = 48
 _DEAD_MAN_BYTE: Final = 128
 _ASIDE_MAX: Final = 100
+_INLINE_BYTES: Final = 64 * KIB
 _T = TypeVar("_T")
 
 OnReady = Callable[[Prepared], Awaitable[None]]
@@ -146,14 +152,17 @@ class ReplicaFile:
         guard: FenceKeeper | None,
         limiter: trio.CapacityLimiter,
         spool_folder: Path | None = None,
+        marks_mended: bool = False,
         on_unapplied: Callable[[], None] = lambda: None,
     ) -> None:
         """``guard``: None: the caller sees to it that nobody else writes.
 
         ``spool_folder``: where the pages of a large mending wait; None: beside the database.
+        ``marks_mended``: what is mended gets the read-only mark before anything is fetched.
         ``on_unapplied`` is told of each batch that could not be prepared or injected.
         """
         self._on_unapplied = on_unapplied
+        self._marks_mended = marks_mended
         self.shard = shard
         self.path = path
         self._guard = guard
@@ -189,6 +198,11 @@ class ReplicaFile:
         """Whether nobody but us can write now."""
         return self._guard is None or (self._fence is not None and self._fence.is_held)
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the file says that nobody may write to it."""
+        return self._applier is not None and self._applier.is_read_only
+
     async def held(self) -> None:
         """Close the fence; return when the write lock is ours. Raises `UnavailableError`."""
         if self._fence is not None:
@@ -217,6 +231,7 @@ class ReplicaFile:
             if self._guard is not None and self._fence is None:
                 self._fence = await self._guard.fence(self._real_path, database_inode=inode)
             self._applier = await self._run(lambda: Applier(self.database))
+            self._applier.is_read_only = is_marked(self._database)
         except BaseException:
             self._let_go()
             raise
@@ -340,10 +355,15 @@ class ReplicaFile:
         if not any(len(piece.pgnos) for change in whole for piece in change):
             return None
         with self._counted():
-            async with self._act:
+            async with Quickly(self._act):
                 self._require_fence()
                 self._require_page_size(whole)
-                self._pending = await self._run(lambda: self._injecting.prepare(whole))
+                # A thread and back take longer than a few pages do.
+                size = sum(len(piece.pages) for change in whole for piece in change)
+                if size <= _INLINE_BYTES and self._injecting.is_begun:
+                    self._pending = self._injecting.prepare(whole)
+                else:
+                    self._pending = await self._run(lambda: self._injecting.prepare(whole))
                 return self._pending
 
     @contextmanager
@@ -361,7 +381,7 @@ class ReplicaFile:
         nothing is visible then.
         """
         with self._counted():
-            async with self._act:
+            async with Quickly(self._act):
                 await self._inject(prepared, is_relieved=is_relieved)
 
     async def _inject(self, prepared: Prepared, *, is_relieved: bool = False) -> None:
@@ -376,6 +396,28 @@ class ReplicaFile:
         self._injecting.apply(prepared)
         if is_relieved:
             self._injecting.relieve()
+
+    async def mark(self, *, is_read_only: bool, on_ready: OnReady | None = None) -> bool:
+        """Let the file say whether anybody may write to it; return whether it said otherwise.
+
+        ``on_ready`` is awaited before anything is written, to journal the intent. Nothing is
+        prepared meanwhile. Raises what `prepare` and `inject` raise.
+        """
+        async with self._act:
+            return await self._mark(is_read_only=is_read_only, on_ready=on_ready)
+
+    async def _mark(self, *, is_read_only: bool, on_ready: OnReady | None) -> bool:
+        applier = self._injecting
+        if applier.is_read_only is is_read_only:
+            return False
+        self._require_fence()
+        self._pending = None
+        prepared = await self._run(lambda: applier.prepare_mark(is_read_only=is_read_only))
+        if on_ready is not None:
+            await on_ready(prepared)
+        await self._inject(prepared)
+        applier.is_read_only = is_read_only
+        return True
 
     async def tell(self, before: Position, after: Position) -> Found:
         """Return whether the log ends before or after a batch, or elsewhere."""
@@ -413,6 +455,8 @@ class ReplicaFile:
             aside = None
             if misfit := await self._run(lambda: self._find_misfit(target)):
                 aside = await self._begin_anew(target.page_size, misfit)
+            if self._marks_mended:
+                await self._mark(is_read_only=True, on_ready=None)
             if not target.db_pages:
                 return await self._mended(None, is_schema_undone=False, aside=aside)
             before = await self._run(self._read_schema)
@@ -517,6 +561,8 @@ class ReplicaFile:
             real.unlink()
             for suffix in (WAL_SUFFIX, SHM_SUFFIX):
                 Path(f"{real}{suffix}").unlink(missing_ok=True)
+            with aside.open("r+b") as file:
+                clear_copy(file.fileno())
         except OSError as error:
             raise UnavailableError(
                 f"{self.path} cannot be moved to {aside} ({error.strerror})"

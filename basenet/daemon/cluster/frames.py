@@ -9,10 +9,33 @@ from basenet.errors import CorruptionError
 from basenet.journal.journal import Journal
 from basenet.units import KIB, MIB, FrameHash, ShardId
 from basenet.wire.frame import Frame, Head, decode_frame, encode_frame
+from basenet.wire.payload import CommitPayload, decode_commit
 
 _HELD_BYTES_MAX: Final = 16 * MIB
 _DECODED_BYTES_MAX: Final = 32 * KIB
 _DECODED_MAX: Final = 64
+_PAGES_BYTES_MAX: Final = 64 * KIB
+
+
+class Payloads:
+    """Decodes payloads, and remembers small ones: each is judged, and applied soon after.
+
+    Any thread may ask.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[FrameHash, CommitPayload] = {}
+
+    def __call__(self, frame: Frame) -> CommitPayload:
+        """Return what a COMMIT carries; raises `FrameCorrupt`."""
+        known = self._known.get(frame.head.hash)
+        if known is None:
+            known = decode_commit(frame.payload)
+            if len(known.pages) <= _PAGES_BYTES_MAX:
+                if len(self._known) >= _DECODED_MAX:
+                    self._known.clear()
+                self._known[frame.head.hash] = known
+        return known
 
 
 class Frames:
@@ -27,6 +50,8 @@ class Frames:
         self._undurable: dict[FrameHash, bytes] = {}
         # Small ones, decoded: each is asked for twice soon, to be judged and to be applied.
         self._decoded: OrderedDict[FrameHash, Frame] = OrderedDict()
+        self.payloads = Payloads()
+        """What they carry, of the small ones."""
 
     def add(self, frame: Frame) -> bytes:
         """Hold ``frame`` for a while; return its encoding."""

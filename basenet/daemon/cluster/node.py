@@ -28,6 +28,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import structlog
@@ -59,7 +60,15 @@ from basenet.transport.handshake import Self
 from basenet.transport.link import Unwelcome
 from basenet.transport.mesh import Listeners, Mesh
 from basenet.transport.tls import Credentials, TlsFiles
-from basenet.units import KIB, ZERO_HASH, JournalId, Lineage, PublicKeyBytes, ShardId
+from basenet.units import (
+    KIB,
+    ZERO_HASH,
+    FrameHash,
+    JournalId,
+    Lineage,
+    PublicKeyBytes,
+    ShardId,
+)
 from basenet.wire.birth import BirthMessage
 from basenet.wire.certificate import Certificate
 from basenet.wire.envelope import (
@@ -311,15 +320,21 @@ class ClusterNode:
         to: Iterable[PublicKeyBytes],
         shard: ShardId,
         lineage: Lineage,
-        records: Iterable[bytes],
+        records: Mapping[FrameHash, bytes],
     ) -> None:
         """Send encoded frames: small packs in the ordinary lane, large ones in bulk."""
         keys = tuple(to)
-        for pack in cut(records):
+        digests = iter(records)
+        for pack in cut(records.values()):
             data = encode_envelope(FramePack(shard=shard, lineage=lineage, records=pack))
             lane = Lane.ORDINARY if len(data) < BULK_FROM_BYTES else Lane.BULK
+            tags = tuple(islice(digests, len(pack)))
             for key in keys:
-                self._send(key, data, lane)
+                self._send(key, data, lane, tags if lane is Lane.BULK else ())
+
+    def is_coming(self, to: PublicKeyBytes, digest: FrameHash) -> bool:
+        """Return whether a large frame is on its way to a peer, so that it need not be sent."""
+        return self._mesh is not None and self._mesh.is_coming(to, digest, Lane.BULK)
 
     def send_final(
         self,
@@ -521,12 +536,20 @@ class ClusterNode:
         for port in self._ports():
             port.rouse()
 
-    def _send(self, to: PublicKeyBytes, data: bytes, lane: Lane = Lane.ORDINARY) -> None:
-        if not self._mesh_send(to, data, lane):
+    def _send(
+        self,
+        to: PublicKeyBytes,
+        data: bytes,
+        lane: Lane = Lane.ORDINARY,
+        tags: Iterable[FrameHash] = (),
+    ) -> None:
+        if not self._mesh_send(to, data, lane, tags):
             self.tally.unsent += 1
 
-    def _mesh_send(self, to: PublicKeyBytes, data: bytes, lane: Lane) -> bool:
-        return self._mesh is not None and self._mesh.send(to, data, lane=lane)
+    def _mesh_send(
+        self, to: PublicKeyBytes, data: bytes, lane: Lane, tags: Iterable[FrameHash] = ()
+    ) -> bool:
+        return self._mesh is not None and self._mesh.send(to, data, lane=lane, tags=tags)
 
     def _send_urgent(self, to: PublicKeyBytes, slot: str, data: bytes) -> None:
         if self._mesh is not None:

@@ -30,6 +30,11 @@ of is still on its way to the disk here. And settling begins beside the `Persist
 and not behind it: the journal's transactions are made in the order in which they are asked for, so
 nothing is settled on disk before the decision is (`_begin_settling`).
 
+*A certificate in a stream of commits.* The next proposal carries the certificate of the one before.
+So where own commits come one after the other, a decision waits a moment for the next of them
+(`Rhythm`): then both share a transaction, and the certificate is in the proposal and is not sent by
+itself. What a lone commit has led to waits for nothing.
+
 *Own commits* that wait are sealed when a transaction is about to be made (`on_turn`), so that what
 came during one shares the next.
 
@@ -47,6 +52,7 @@ import trio
 
 from basenet.daemon.cluster.frames import Frames
 from basenet.daemon.cluster.ports import Peers
+from basenet.daemon.cluster.rhythm import Rhythm
 from basenet.daemon.journalist import Journalist
 from basenet.engine.effects import (
     Effect,
@@ -64,11 +70,16 @@ from basenet.engine.effects import (
     ServeFinal,
 )
 from basenet.journal.records import BranchRow, Step
-from basenet.units import MIB, Lineage, LocalNumber, ShardId
-from basenet.wire.frame import Frame, Kind
+from basenet.units import MIB, Lineage, LocalNumber, PublicKeyBytes, ShardId
+from basenet.wire.certificate import COMMIT, Certificate
+from basenet.wire.frame import Frame, Head, Kind
+from basenet.wire.message import Certified, Propose
 
 _WAITING_BYTES_MAX: Final = 64 * MIB
-# How long, and how many bytes of, frames of others wait for the vote that speaks of them.
+# Of the frames that are sent for one effect.
+_SENT_BYTES_MAX: Final = 32 * MIB
+# How long, and how many bytes of, frames of others wait for the vote that speaks of them; and how
+# long a decision waits for company.
 _PATIENCE_S: Final = 0.01
 _PATIENT_BYTES_MAX: Final = 1 * MIB
 
@@ -121,14 +132,17 @@ class Acts(Protocol):
 class _Entry:
     """An effect, and for own frames where capture stood behind them.
 
-    ``is_shown``, ``is_begun``: how far a `Finalize` is done already.
+    ``size``: of a `Persist`, in bytes. ``is_shown``, ``is_begun``: how far a `Finalize` is done.
+    ``is_carried``: it is of a step that only tells of a certificate, and holds no vote.
     """
 
     effect: Effect
     cursor: bytes | None
     sync: Callable[[], None] | None
+    size: int = 0
     is_shown: bool = False
     is_begun: bool = False
+    is_carried: bool = False
 
 
 class Performer:
@@ -157,6 +171,8 @@ class Performer:
         self._queue: deque[_Entry] = deque()
         self._taken: Sequence[_Entry] = ()
         self._orphans = 0
+        self._rhythm = Rhythm()
+        self._proposed_to: frozenset[PublicKeyBytes] = frozenset()
         self._has_pressing = self._is_patient = False
         self._news = trio.Event()
         self._idle = trio.Event()
@@ -178,13 +194,17 @@ class Performer:
         ``cursor``: where capture stands after the own frames in it; ``sync``: makes the log that
         they were read from durable, before they are.
         """
+        if not effects:
+            return  # as of most messages
         questions: list[Judge] = []
         earlier = len(self._queue)
+        entries: list[_Entry] = []
         for effect in effects:
             entry = _Entry(effect, cursor, sync)
             match effect:
                 case Persist():
-                    self._hold(effect)
+                    entry.size = _bytes_of(effect)
+                    self._hold(effect, entry.size)
                 case Finalize():
                     self._show_early(entry, effect, earlier)
                 case Orphan():
@@ -192,23 +212,53 @@ class Performer:
                 case Judge() if not self.is_undoing and self._frames.holds(effect.heads):
                     questions.append(effect)
                     continue
-            self._queue.append(entry)
-            self._has_pressing |= not _is_patient(effect)
+            entries.append(entry)
+        self._enter(entries)
+        for question in questions:
+            self._acts.judge(question)
+
+    def _enter(self, step: Sequence[_Entry]) -> None:
+        """Queue what is left of a step, and wake who performs it unless it may wait."""
+        self._queue += step
+        if self._is_carried(step):
+            for entry in step:
+                entry.is_carried = True
+        else:
+            self._has_pressing |= not all(_is_patient(entry.effect) for entry in step)
         if self._queue:
             self._news.set()
             if self._idle.is_set():
                 self._idle = trio.Event()
             if self._is_patient and self._has_pressing:
                 self._journalist.hurry()
-        for question in questions:
-            self._acts.judge(question)
 
-    def _hold(self, persist: Persist) -> None:
+    def _is_carried(self, step: Sequence[_Entry]) -> bool:
+        """Return whether a step only tells of a certificate that a proposal will soon carry."""
+        if not self._rhythm.is_stream(trio.current_time()):
+            return False
+        is_told = False
+        for entry in step:
+            match entry.effect:
+                case Persist(own=()):
+                    pass
+                case Finalize() if entry.is_shown:
+                    pass
+                case Send(to=to, message=Certified(certificate=certificate)) if (
+                    certificate.phase == COMMIT
+                ):
+                    is_told |= not self._proposed_to.isdisjoint(to)
+                case _:
+                    return False
+        return is_told
+
+    def _hold(self, persist: Persist, size: int) -> None:
+        if persist.own:
+            self._rhythm.beat(trio.current_time())
         for own in persist.own:
             self._frames.hold(own.frame)
         for frame in persist.frames:
             self._frames.hold(frame)
-        self._bytes += _bytes_of(persist)
+        self._bytes += size
 
     def _show_early(self, entry: _Entry, effect: Finalize, earlier: int) -> None:
         """Show what is proven to be final, if nothing in front of its step speaks against it."""
@@ -223,9 +273,14 @@ class Performer:
             entry.is_shown = True
             self._acts.show_final(effect)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits to be performed."""
+        return not self._queue and self._idle.is_set()
+
     async def idle(self) -> None:
         """Return when nothing waits to be performed."""
-        while self._queue or not self._idle.is_set():
+        while not self.is_idle:
             await self._idle.wait()
 
     @property
@@ -261,12 +316,14 @@ class Performer:
             await self._gather()
             self._taken = batch = self._take()
             await self._persist(batch)
-            for entry in batch:
+            for entry in _without_carried(batch) if self._proposed_to else batch:
                 await self._do(entry)
             self._taken = ()
 
     async def _gather(self) -> None:
         """Return when something in the queue does not wait for company any more."""
+        if self._has_pressing:
+            return  # as mostly; a time-out costs more than all that
         with trio.move_on_after(_PATIENCE_S):
             while not self._has_pressing and self._bytes < _PATIENT_BYTES_MAX:
                 self._news = trio.Event()
@@ -276,55 +333,55 @@ class Performer:
         """Return what may be done now: all in front of a `Persist`, or all that shares one."""
         queue = self._queue
         batch: list[_Entry] = []
-        starts_durable = isinstance(queue[0].effect, Persist)
+        starts_durable = type(queue[0].effect) is Persist
         while queue:
-            effect = queue[0].effect
-            if isinstance(effect, Orphan) or (isinstance(effect, Persist) and not starts_durable):
+            kind = type(queue[0].effect)
+            if kind is Orphan or (kind is Persist and not starts_durable):
                 break
             batch.append(queue.popleft())
         self._has_pressing = bool(queue)
         return batch
 
     async def _persist(self, batch: Sequence[_Entry]) -> None:
-        step = self._step_of(batch)
-        if step is None:
+        persists = [(entry, entry.effect) for entry in batch if isinstance(entry.effect, Persist)]
+        if not persists:
             return
-        sync = next((entry.sync for entry in reversed(batch) if entry.sync is not None), None)
-        self._begin_settling(batch)
+        step = self._step_of(persists)
+        sync = next((entry.sync for entry, _ in reversed(persists) if entry.sync is not None), None)
+        begun = self._begin_settling(batch)
         # Nobody but the settler waits for it, and shares its transaction.
-        self._is_patient = all(
-            entry.is_begun or isinstance(entry.effect, Persist) for entry in batch
-        )
-        self._is_patient &= step.place is None
+        self._is_patient = len(persists) + begun == len(batch) and step.place is None
         self.is_persisting = True
         await self._journalist.keep(step, sync, _PATIENCE_S if self._is_patient else 0.0)
         self.is_persisting = self._is_patient = False
         self.persisted += 1
-        for entry in batch:
-            if isinstance(entry.effect, Persist):
-                self._release(entry.effect)
+        for entry, persist in persists:
+            self._release(persist, entry.size)
         made_room, self._made_room = self._made_room, trio.Event()
         made_room.set()
         self._acts.kept(step)
 
-    def _begin_settling(self, batch: Sequence[_Entry]) -> None:
-        """Begin what a certificate proves, beside the transaction and not behind it."""
+    def _begin_settling(self, batch: Sequence[_Entry]) -> int:
+        """Begin what certificates prove, beside the transaction and not behind it; return how many.
+
+        Nothing was begun before.
+        """
+        count = 0
         for entry in batch:
-            if isinstance(entry.effect, Finalize) and entry.is_shown:
+            if entry.is_shown and isinstance(entry.effect, Finalize):
                 entry.is_begun = True
                 self._acts.finalize(entry.effect)
+                count += 1
+        return count
 
-    def _release(self, persist: Persist) -> None:
+    def _release(self, persist: Persist, size: int) -> None:
         for own in persist.own:
             self._frames.release(own.frame.head.hash)
         for frame in persist.frames:
             self._frames.release(frame.head.hash)
-        self._bytes -= _bytes_of(persist)
+        self._bytes -= size
 
-    def _step_of(self, batch: Sequence[_Entry]) -> Step | None:
-        persists = [(entry, entry.effect) for entry in batch if isinstance(entry.effect, Persist)]
-        if not persists:
-            return None
+    def _step_of(self, persists: Sequence[tuple[_Entry, Persist]]) -> Step:
         rows: list[BranchRow] = []
         ballot = cursor = last_own = None
         for entry, effect in persists:
@@ -356,10 +413,9 @@ class Performer:
     async def _do(self, entry: _Entry) -> None:
         match effect := entry.effect:
             case Send():
-                self._peers.send(effect.to, self._shard, self._lineage, effect.message)
+                self._send(effect)
             case SendFrames():
-                records = await self._frames.records(effect.heads)
-                self._peers.send_frames(effect.to, self._shard, self._lineage, records)
+                await self._send_frames(effect)
             case Finalize():
                 self._finish(entry, effect)
             case Judge():
@@ -375,6 +431,31 @@ class Performer:
             case Report():
                 self._acts.report(effect)
 
+    async def _send_frames(self, effect: SendFrames) -> None:
+        """Send what is not on its way already, and not more than a connection can hold at once.
+
+        Who waits for large frames asks again several times a second, and for the rest later.
+        """
+        is_coming = self._peers.is_coming
+        heads: list[Head] = []
+        size = 0
+        for head in effect.heads:
+            if all(is_coming(key, head.hash) for key in effect.to):
+                continue
+            size += head.payload_len
+            if heads and size > _SENT_BYTES_MAX:
+                break
+            heads.append(head)
+        if heads:
+            records = await self._frames.records(heads)
+            found = {head.hash: record for head, record in zip(heads, records, strict=True)}
+            self._peers.send_frames(effect.to, self._shard, self._lineage, found)
+
+    def _send(self, effect: Send) -> None:
+        if type(effect.message) is Propose:
+            self._proposed_to = frozenset(effect.to)
+        self._peers.send(effect.to, self._shard, self._lineage, effect.message)
+
     def _finish(self, entry: _Entry, effect: Finalize) -> None:
         self._show(entry, effect)
         if not entry.is_begun:
@@ -386,17 +467,43 @@ def _is_patient(effect: Effect) -> bool:
     return isinstance(effect, Persist) and not effect.own and effect.ballot is None
 
 
+def _without_carried(batch: Sequence[_Entry]) -> list[_Entry]:
+    """Return ``batch`` without certificates for those whom a proposal behind them tells as much."""
+    told: dict[PublicKeyBytes, Certificate] = {}
+    kept: list[_Entry] = []
+    for entry in reversed(batch):
+        match entry.effect:
+            case Send(to=to, message=Propose(final=Certificate() as final)):
+                told |= dict.fromkeys(to, final)
+            case Send(to=to, message=Certified(certificate=certificate) as message) if told:
+                to = tuple(key for key in to if not _brings(told.get(key), certificate))
+                if not to:
+                    continue
+                entry.effect = Send(to=to, message=message)
+        kept.append(entry)
+    kept.reverse()
+    return kept
+
+
+def _brings(final: Certificate | None, certificate: Certificate) -> bool:
+    """Return whether ``final`` makes final what ``certificate`` does."""
+    if final is None or certificate.phase != COMMIT:
+        return False
+    return final.epoch == certificate.epoch and final.height >= certificate.height
+
+
 def _may_decide(entry: _Entry, height: int) -> bool:
     """Return whether what is proven final at ``height`` may not be shown before ``entry`` is done.
 
     That is so for what is still to be shown below it, for own frames up to it and for a vote, both
-    of which may not be durable here yet, whatever was made of them.
+    of which may not be durable here yet, whatever was made of them. A carried decision adds no vote
+    to what stands in front of it.
     """
     match entry.effect:
         case Finalize():
             return not entry.is_shown
         case Persist(own=(), ballot=ballot):
-            return ballot is not None
+            return ballot is not None and not entry.is_carried
         case Persist(own=own):
             return own[0].frame.head.seq <= height
         case _:

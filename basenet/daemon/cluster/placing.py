@@ -79,6 +79,9 @@ class Placing:
             place = intent.place
         is_at_end = place[0] >= record.tip.seq
         if standing.outcome is Outcome.UNKNOWN:
+            if intent is not None and self._has_peers(record):
+                # Applied or not: an application that closed last has left no log to tell.
+                place = max(place, intent.place)
             return await self._find_by_pages(record, place, standing.reason)
         if not standing.commits:
             return Found(place)
@@ -124,7 +127,7 @@ class Placing:
             self.branch.state_at, heads[place[1]], get, limiter=self.node.work_limiter
         )
         leaves = bytes(tree.leaves) if tree.page_size == self.file.database.page_size else b""
-        has_peers = len(record.ballot.config.voters) > 1 and not self.file.is_adopted
+        has_peers = self._has_peers(record)
         items: list[Captured] = []
         is_other = False
 
@@ -137,7 +140,21 @@ class Placing:
                 items.append(piece)
 
         cursor = await self.file.compare(leaves, take)
-        return await self._set_aside(record) if is_other else Found(place, cursor, items)
+        if is_other:
+            return await self._set_aside(record)
+        if place != record.place:
+            # The intent that told of it speaks of a log that is gone.
+            encoded = cursor.encode()
+            await self.node.journalist.perform(
+                lambda journal: journal.set_place(
+                    self.shard, place, cursor=encoded, local_last=None, intent=None
+                )
+            )
+        return Found(place, cursor, items)
+
+    def _has_peers(self, record: ReplicaRecord) -> bool:
+        """Return whether what is not the shard's own in the file is a stranger's."""
+        return len(record.ballot.config.voters) > 1 and not self.file.is_adopted
 
     async def _set_aside(self, record: ReplicaRecord) -> Found:
         """Keep a copy of a file that does not go on from ours, and have ours mended (Q11).

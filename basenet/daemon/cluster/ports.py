@@ -8,7 +8,7 @@ from typing import Protocol
 
 from basenet.engine.liveness import Liveness
 from basenet.engine.placement import Membership
-from basenet.units import JournalId, Lineage, PublicKeyBytes, ShardId
+from basenet.units import FrameHash, JournalId, Lineage, PublicKeyBytes, ShardId
 from basenet.wire.birth import BirthMessage
 from basenet.wire.certificate import Certificate
 from basenet.wire.hello import Hello
@@ -143,9 +143,13 @@ class Peers(Protocol):
         to: Iterable[PublicKeyBytes],
         shard: ShardId,
         lineage: Lineage,
-        records: Iterable[bytes],
+        records: Mapping[FrameHash, bytes],
     ) -> None:
         """Send encoded frames: small packs in the ordinary lane, large ones (256 KiB) in bulk."""
+        ...
+
+    def is_coming(self, to: PublicKeyBytes, digest: FrameHash) -> bool:
+        """Return whether a large frame is on its way to a peer, so that it need not be sent."""
         ...
 
     def send_final(

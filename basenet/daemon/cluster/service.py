@@ -7,7 +7,6 @@ the guardian, which is this process's parent, and the connections to the other n
 import gc
 import signal
 import sys
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -15,8 +14,8 @@ import structlog
 import trio
 
 from basenet.archive.keyring import make_writing_keyring
-from basenet.archive.store import Store, make_encryption, open_store
-from basenet.config.model import Config, Fence
+from basenet.archive.store import Store, StoreUsage, make_encryption, open_store
+from basenet.config.model import Config
 from basenet.control.listeners import Listeners, open_listeners
 from basenet.control.server import serve as serve_http
 from basenet.daemon.chain import Author
@@ -30,6 +29,7 @@ from basenet.daemon.cluster.reaching import choose_http
 from basenet.daemon.cluster.shard import ClusterRoom, ClusterShard
 from basenet.daemon.cluster.tending import Steward
 from basenet.daemon.cluster.transfer import ServingBudget
+from basenet.daemon.cluster.watch import JournalWatch
 from basenet.daemon.journalist import Journalist
 from basenet.daemon.listing import find_databases, watched_directories
 from basenet.daemon.node import Node
@@ -52,8 +52,6 @@ log = structlog.get_logger()
 _SWITCH_INTERVAL_S: Final = 0.0005
 _LISTING_S: Final = 10.0
 _LISTING: Final = "//listing/"
-_JOURNAL_S: Final = 2.0
-_ASK_JOURNAL_S: Final = 0.5
 _LEAVE_S: Final = 20.0
 _SETTLE_S: Final = 15.0
 _ONE_WISH_S: Final = 0.5
@@ -70,10 +68,6 @@ async def run_cluster(config: Config, *, environment: Mapping[str, str]) -> int:
             "a cluster node is served by the guardian: start it with `basenet serve`, which "
             "starts this process itself."
         )
-    if config.cluster.fence is Fence.READONLY:
-        raise UsageError(
-            "BASE_FENCE=readonly is not offered by this version: set lock, or unset it."
-        )
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     key = load_node_key(config)
     journal = await trio.to_thread.run_sync(Journal, config.data_dir)
@@ -85,7 +79,8 @@ async def run_cluster(config: Config, *, environment: Mapping[str, str]) -> int:
     store: Store | None = None
     try:
         listeners = open_listeners(config.listen_http, config.data_dir)
-        store = _open_archive(config, environment, key)
+        usage = StoreUsage()
+        store = _open_archive(config, environment, key, usage)
         node = Node(
             config=config,
             author=Author(
@@ -94,6 +89,7 @@ async def run_cluster(config: Config, *, environment: Mapping[str, str]) -> int:
             journalist=Journalist(journal),
             waker=Waker(wake),
             store=store,
+            store_usage=usage,
             trusted=_trusted_keys(config, key),
             traces=traces,
         )
@@ -114,7 +110,9 @@ def _trusted_keys(config: Config, key: SigningKey) -> frozenset[PublicKeyBytes]:
     return frozenset(found.publics if found else ()) | {key.public}
 
 
-def _open_archive(config: Config, environment: Mapping[str, str], key: SigningKey) -> Store | None:
+def _open_archive(
+    config: Config, environment: Mapping[str, str], key: SigningKey, usage: StoreUsage
+) -> Store | None:
     if config.archive is None:
         return None
     if config.archive_unconditional:
@@ -131,6 +129,7 @@ def _open_archive(config: Config, environment: Mapping[str, str], key: SigningKe
         environment=environment,
         encryption=make_encryption(config.archive_sse, config.archive_sse_kms_key_id),
         keyring=keyring,
+        usage=usage,
     )
 
 
@@ -148,25 +147,6 @@ def load_node_key(config: Config) -> SigningKey:
     return key
 
 
-class _JournalWatch:
-    """Whether the journal's thread has answered lately (Q16)."""
-
-    def __init__(self, journalist: Journalist) -> None:
-        self._journalist = journalist
-        self._answered_s = time.monotonic()
-
-    def is_alive(self) -> bool:
-        """Return whether it has answered within two seconds."""
-        return time.monotonic() - self._answered_s < _JOURNAL_S
-
-    async def run(self) -> None:
-        """Ask for ever."""
-        while True:
-            await self._journalist.perform(lambda _journal: None)
-            self._answered_s = time.monotonic()
-            await trio.sleep(_ASK_JOURNAL_S)
-
-
 class _ClusterService:
     """A cluster node that runs."""
 
@@ -178,7 +158,7 @@ class _ClusterService:
         self._listed = trio.Event()
         self._scope = trio.CancelScope()
         self._shards: dict[ShardId, ClusterShard] = {}
-        self._watch = _JournalWatch(node.journalist)
+        self._watch = JournalWatch(node.journalist)
         self._exit_code = 0
         self._rolled_back: str | None = None
         self._cluster = ClusterNode(

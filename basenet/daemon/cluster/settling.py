@@ -12,6 +12,9 @@ at most one injection, in this order (Q13)::
     inject        the -wal, synced; readers see it                                 (file)
     place         moves with the next transaction, or after a moment of rest       (journal)
 
+Where batches come one after the other (`Rhythm`), a settle waits a moment to share the transaction
+of the next vote or of the next own frames: nobody but readers of a replica waits for it.
+
 A crash between settle and place leaves an intent that tells whether the injection happened. What
 the application of this node wrote itself is in the file already: it is only settled.
 
@@ -28,9 +31,11 @@ from typing import Final
 import structlog
 import trio
 
-from basenet.daemon.cluster.branch import Branch
+from basenet.daemon.cluster.branch import Branch, DecodePayload, decode_payload
 from basenet.daemon.cluster.file import Prepared, ReplicaFile, encode_intent
 from basenet.daemon.cluster.frames import Frames
+from basenet.daemon.cluster.quickly import Quickly
+from basenet.daemon.cluster.rhythm import BEAT_S, Rhythm
 from basenet.daemon.node import Node
 from basenet.engine.effects import Finalize
 from basenet.journal.journal import Journal
@@ -39,7 +44,7 @@ from basenet.units import KIB, MIB, FrameHash, Seq, ShardId
 from basenet.wire.certificate import Certificate
 from basenet.wire.frame import Frame, Head, Kind, decode_frame
 from basenet.wire.merkle import StateTree
-from basenet.wire.payload import CommitPayload, decode_commit
+from basenet.wire.payload import CommitPayload
 
 log = structlog.get_logger()
 
@@ -107,6 +112,7 @@ class Settler:
         self.file_lock = trio.Lock()
         # Held over a batch, so that no batch is under way when applying begins again.
         self._batch_lock = trio.Lock()
+        self._rhythm = Rhythm()
         self._bytes = 0
         self.applied_frames = 0
         self.changed_groups: set[int] = set()
@@ -191,8 +197,9 @@ class Settler:
 
     async def _rest(self) -> None:
         """Make durable where the file stands, and keep its log short."""
-        if self.place != self._durable_place and self.is_file_ready:
-            await self._note_place(None)
+        async with self._batch_lock:
+            if self.place != self._durable_place and self.is_file_ready:
+                await self._note_place(None)
         if self.is_file_ready and self._file.is_fenced:
             async with self.file_lock:
                 await self._file.relieve()
@@ -215,7 +222,8 @@ class Settler:
 
     async def _settle_batch(self, batch: Sequence[Finalize]) -> None:
         heads = [head for effect in batch for head in effect.heads]
-        async with _Quickly(self._batch_lock):
+        patience_s = self._patience_s(is_own=batch[-1].is_own)
+        async with Quickly(self._batch_lock):
             records = await self._frames.records(heads)
             tree, groups = await self._take_to_tree(heads)
             end = (heads[-1].seq, heads[-1].hash)
@@ -229,20 +237,28 @@ class Settler:
             )
             is_applied = self.is_file_ready and not batch[-1].is_own
             if is_applied:
-                async with _Quickly(self.file_lock):
-                    await self._settle_and_apply(settled, records, end)
+                async with Quickly(self.file_lock):
+                    await self._settle_and_apply(settled, records, end, patience_s)
             else:
                 # Whoever mends the file holds its lock for long.
-                await self._settle(settled, end, _OWN_PATIENCE_S if batch[-1].is_own else 0.0)
+                await self._settle(settled, end, patience_s)
             self._bytes -= sum(map(_bytes_of, batch))
             self._announce()
         self._tell(heads, records, batch[-1].certificate)
         if is_applied:
             self._on_applied(self.place[0])
 
+    def _patience_s(self, *, is_own: bool) -> float:
+        """Return how long the settle that begins now may wait for company."""
+        now_s = trio.current_time()
+        self._rhythm.beat(now_s)
+        if self._rhythm.is_stream(now_s):
+            return BEAT_S
+        return _OWN_PATIENCE_S if is_own else 0.0
+
     async def _take_to_tree(self, heads: Sequence[Head]) -> tuple[StateTree, dict[int, bytes]]:
         get = self._frames.getter(self._node.journalist.journal, heads)
-        async with _Quickly(self._branch.lock):
+        async with Quickly(self._branch.lock):
             # A thread takes longer than a few pages do.
             if self._branch.is_remembered(heads):
                 groups = self._branch.settle(heads, get)
@@ -255,7 +271,7 @@ class Settler:
                 self.changed_groups.update(groups)
             return self._branch.final, groups
 
-    async def _settle(self, settled: Settled, end: Place, patience_s: float = 0.0) -> None:
+    async def _settle(self, settled: Settled, end: Place, patience_s: float) -> None:
         place = self.place
         moved = place if place != self._durable_place else None
         await self._node.journalist.settle(replace(settled, place=moved), patience_s)
@@ -265,7 +281,7 @@ class Settler:
         self._announce()
 
     async def _settle_and_apply(
-        self, settled: Settled, records: Sequence[bytes], end: Place
+        self, settled: Settled, records: Sequence[bytes], end: Place, patience_s: float
     ) -> None:
         both = zip(settled.heads, records, strict=True)
         above = [(head, record) for head, record in both if head.seq > self.place[0]]
@@ -273,7 +289,7 @@ class Settler:
         if prepared is not None:
             intent = encode_intent(prepared.before, prepared.after, end)
             settled = replace(settled, intent=intent)
-        await self._settle(settled, end)
+        await self._settle(settled, end, patience_s)
         if prepared is not None:
             await self._file.inject(prepared, is_relieved=True)
             self.applied_frames += 1
@@ -288,7 +304,8 @@ class Settler:
         """Return the injection of these frames; None when they change no page."""
         records = [record for _, record in above]
         if sum(map(len, records)) <= _INLINE_BYTES:
-            changes = _changes_of_frames([self._frames.decode(*each) for each in above])
+            frames = [self._frames.decode(*each) for each in above]
+            changes = _changes_of_frames(frames, self._frames.payloads)
         else:
             changes = await trio.to_thread.run_sync(
                 changes_of, records, limiter=self._node.work_limiter
@@ -341,6 +358,27 @@ class Settler:
         self.place = end
         await self._note_place(None)
 
+    async def mark(self, *, is_read_only: bool, is_noted: bool) -> bool:
+        """Let the file say whether anybody may write to it; return False where it is behind.
+
+        ``is_noted``: the file holds nothing beyond `place`, so the mark is journalled as a batch
+        that leads to the same place. Raises what `ReplicaFile.mark` raises.
+        """
+        async with self._batch_lock, self.file_lock:
+            if not self.is_file_ready:
+                return False
+            if not is_noted:
+                await self._file.mark(is_read_only=is_read_only)
+                return True
+            place = self.place
+
+            async def keep(prepared: Prepared) -> None:
+                await self._note_place(encode_intent(prepared.before, prepared.after, place))
+
+            if await self._file.mark(is_read_only=is_read_only, on_ready=keep):
+                await self._note_place(None)
+            return True
+
     async def _note_place(self, intent: bytes | None) -> None:
         place = self.place
         cursor = None if intent is not None else await self._file.cursor()
@@ -353,22 +391,6 @@ class Settler:
         self._durable_place = place
 
 
-class _Quickly:
-    """A lock as a context, without a turn of the event loop where nobody has it."""
-
-    def __init__(self, lock: trio.Lock) -> None:
-        self._lock = lock
-
-    async def __aenter__(self) -> None:
-        if self._lock.locked():
-            await self._lock.acquire()
-        else:
-            self._lock.acquire_nowait()
-
-    async def __aexit__(self, *_: object) -> None:
-        self._lock.release()
-
-
 def _bytes_of(effect: Finalize) -> int:
     return sum(head.payload_len for head in effect.heads)
 
@@ -379,13 +401,15 @@ def changes_of(records: Sequence[bytes]) -> list[list[CommitPayload]]:
     return _changes_of_frames([frame for frame in frames if isinstance(frame, Frame)])
 
 
-def _changes_of_frames(frames: Sequence[Frame]) -> list[list[CommitPayload]]:
+def _changes_of_frames(
+    frames: Sequence[Frame], decode: DecodePayload = decode_payload
+) -> list[list[CommitPayload]]:
     changes: list[list[CommitPayload]] = []
     run: list[CommitPayload] = []
     for frame in frames:
         if frame.head.kind is not Kind.COMMIT:
             continue
-        run.append(decode_commit(frame.payload))
+        run.append(decode(frame))
         if not frame.head.is_partial:
             changes.append(run)
             run = []

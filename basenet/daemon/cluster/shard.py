@@ -27,7 +27,7 @@ from typing import Final
 import structlog
 import trio
 
-from basenet.config.model import NodeRole
+from basenet.config.model import Fence, NodeRole
 from basenet.control.members import MembersCommand
 from basenet.control.surface import ShardState
 from basenet.daemon.cluster.accepting import Leaver
@@ -432,6 +432,7 @@ class ClusterShard:
             path=self.path,
             guard=self._room.guard,
             limiter=self._node.capture_limiter,
+            marks_mended=self._node.config.cluster.fence is Fence.READONLY,
             on_unapplied=self.intake.on_unapplied,
         )
         file.is_adopted, self.adopts_file = self.adopts_file, False

@@ -35,6 +35,8 @@ from basenet.daemon.cluster.frames import Frames, Getter
 from basenet.daemon.cluster.gate import NEVER, Gate, Gates
 from basenet.daemon.cluster.historian import Historian
 from basenet.daemon.cluster.intake import Intake
+from basenet.daemon.cluster.leaving import leave
+from basenet.daemon.cluster.marking import Marking
 from basenet.daemon.cluster.orphaning import Bundler
 from basenet.daemon.cluster.orphans import Reason
 from basenet.daemon.cluster.perform import Performer
@@ -49,6 +51,7 @@ from basenet.daemon.cluster.ports import Peers
 from basenet.daemon.cluster.repair import FetchPages, Repair
 from basenet.daemon.cluster.replica import Driver
 from basenet.daemon.cluster.settling import Place, SettledFrame, Settler
+from basenet.daemon.cluster.signing import RememberingSigner
 from basenet.daemon.cluster.transfer import FetchedState
 from basenet.daemon.cluster.writing import Unfinal, Writer
 from basenet.daemon.framer import instant
@@ -73,7 +76,6 @@ from basenet.engine.events import (
     PeerLost,
     Received,
     Ticked,
-    TransferWanted,
 )
 from basenet.engine.limits import Timing
 from basenet.engine.replica import Replica
@@ -86,13 +88,11 @@ from basenet.wire.frame import Frame, Head
 from basenet.wire.hello import Hello
 from basenet.wire.merkle import StateTree
 from basenet.wire.message import Message, SyncRequest
-from basenet.wire.payload import VoterRole
 from basenet.wire.tuples import Scope
 
 log = structlog.get_logger()
 
 _INLINE_BYTES: Final = 64 * 1024
-_LEAVE_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +127,7 @@ class Term:
         is_file_new: bool,
     ) -> None:
         self._node = node
-        self._peers = peers
+        self.peers = peers
         self._record = record
         self._timing = timing
         self._told = told
@@ -155,6 +155,7 @@ class Term:
         self.settler: Settler
         self.branch: Branch
         self.repair: Repair
+        self.marking: Marking
         self._placing: Placing
         self._historian: Historian
 
@@ -183,7 +184,7 @@ class Term:
                 "the data directory; basenet then comes back as a new member of this shard."
             )
         final = (record.tip.seq, record.tip.hash)
-        self.branch = Branch(tree, final)
+        self.branch = Branch(tree, final, self.frames.payloads)
         self._placing = Placing(
             node=self._node,
             shard=self.shard,
@@ -201,6 +202,7 @@ class Term:
                 nursery.start_soon(self.settler.run)
                 nursery.start_soon(self._historian.run)
                 await self._begin(record, found)
+                nursery.start_soon(self.marking.run)
                 nursery.start_soon(self.driver.run_alarms)
                 self._gate = self._gates.enter(self, self._start)
                 await self._stop.wait()
@@ -208,7 +210,7 @@ class Term:
                 if self._adopted is not None:
                     await self._give_up()
                 else:
-                    await self._leave()
+                    await leave(self)
                 nursery.cancel_scope.cancel()
             if self._adopted is not None:
                 raise StateWanted(self._adopted)
@@ -222,7 +224,7 @@ class Term:
                     await self.writer.end()
 
     def _build(self, record: ReplicaRecord, place: Place, final: Place) -> None:
-        peers = self._peers
+        peers = self.peers
         self.settler = Settler(
             node=self._node,
             shard=self.shard,
@@ -255,6 +257,7 @@ class Term:
             lineage=record.lineage,
             settler=self.settler,
         )
+        self.marking = Marking(self, me=peers.signer.public, fence=self._node.config.cluster.fence)
         self.repair = Repair(
             node=self._node,
             shard=self.shard,
@@ -265,12 +268,13 @@ class Term:
         )
 
     def _make_replica(self, record: ReplicaRecord, place: Place) -> Replica:
-        peers, traces = self._peers, self._node.traces
+        peers, traces = self.peers, self._node.traces
+        signer = RememberingSigner(peers.signer, self._intake.verify)
         return Replica(
             scope=Scope(record.lineage, self.shard),
             me=(peers.signer.public, peers.journal_id),
-            signer=peers.signer,
-            verify=self._intake.verify,
+            signer=signer,
+            verify=signer.verify,
             ballot=record.ballot,
             heads=[*record.heads, record.tip],
             configs=record.configs,
@@ -313,7 +317,7 @@ class Term:
             self._begin_writing(found.cursor, found.items)
         self.driver.boot()
         self.is_at_work = True
-        for peer in self._peers.connected.values():
+        for peer in self.peers.connected.values():
             self.ask_history(peer)
 
     async def _put_aside(self, found: Found) -> None:
@@ -336,7 +340,8 @@ class Term:
         await self.driver.performer.idle()
         await self.settler.drained()
         await self.file.held()
-        items = await self._end_writing()
+        async with self.marking.lock:
+            items = await self.end_writing()
         kept = await self._head_at((), self.settler.settled)
         ballot, place = self.driver.replica.ballot, self.settler.place
         heads = await self._node.journalist.read(
@@ -356,7 +361,7 @@ class Term:
         """How many frames were sealed here in this term."""
         return self._sealed_before + (self.writer.sealed_frames if self.writer else 0)
 
-    async def _end_writing(self) -> list[Captured]:
+    async def end_writing(self) -> list[Captured]:
         """End the term of writing, if there is one; return what is in no frame."""
         if self.writer is None:
             return []
@@ -365,40 +370,6 @@ class Term:
         self.local_last = max(self.local_last, self.writer.local_last)
         self.writer = None
         return items
-
-    async def _leave(self) -> None:
-        """Capture and seal what is committed, let it become final, and hand over; bounded."""
-        self.close_fence()
-        with trio.move_on_after(_LEAVE_S):
-            await self.file.held()
-            if self.writer is not None:
-                await self.writer.follower.look()
-                await self.writer.drained()
-            await self.driver.performer.idle()
-            await self._hand_over()
-        with trio.move_on_after(_LEAVE_S):
-            await self.driver.performer.idle()
-            await self.settler.drained()
-
-    async def _hand_over(self) -> None:
-        """Let a voter lead that is caught up, so that nobody has to wait for an election."""
-        replica, now = self.driver.replica, instant()
-        target = next(
-            (
-                voter.key
-                for voter in replica.ballot.config.voters
-                if voter.role is not VoterRole.WITNESS
-                and voter.key in self._peers.connected
-                and replica.is_caught_up(voter, now)
-            ),
-            None,
-        )
-        if not replica.is_leader or target is None:
-            return
-        self.log.info("handing_over", to=target.hex())
-        self.driver.step(TransferWanted(target=target))
-        while replica.is_leader:
-            await self._stepped.wait()
 
     async def _find_place(self, record: ReplicaRecord) -> Found:
         """Return what the file holds, and what was committed to it behind that."""
@@ -429,23 +400,24 @@ class Term:
 
     def unfinal(self) -> Unfinal:
         """Return what this node would lose if it were deposed now."""
-        if self.writer is None:
-            return Unfinal()
-        return self.writer.unfinal(self.driver.replica.final.height)
+        writer = self.writer or self.marking.retired
+        return Unfinal() if writer is None else writer.unfinal(self.driver.replica.final.height)
 
     async def begin_writing(self) -> None:
         """Begin to capture where the file ends, before the fence opens, unless that has begun.
 
         Not if this node was deposed meanwhile: look at `writer` again.
         """
-        if self.writer is not None:
-            return
-        place = self.settler.place
-        cursor = await self.file.cursor()
-        # Whatever was injected meanwhile must not be captured as a commit.
-        is_same = place == self.settler.place and self.writable_until() > NEVER
-        if self.writer is None and is_same:
-            self._begin_writing(cursor, [])
+        async with self.marking.lock:
+            if not await self.marking.make_writable() or self.writer is not None:
+                return
+            place = self.settler.place
+            cursor = await self.file.cursor()
+            # Whatever was injected meanwhile must not be captured as a commit.
+            is_same = place == self.settler.place and self.writable_until() > NEVER
+            if self.writer is None and is_same:
+                self._begin_writing(cursor, [])
+        self.marking.look()
 
     def writable_until(self) -> Instant:
         """Return until when the application may write, as far as replica and file go."""
@@ -457,7 +429,7 @@ class Term:
 
     def lease_until(self) -> Instant:
         """Return until when a quorum gave its lease; the past without one."""
-        return self._peers.liveness.lease_until(self._record.lineage, instant())
+        return self.peers.liveness.lease_until(self._record.lineage, instant())
 
     @property
     def leads(self) -> bool:
@@ -466,8 +438,8 @@ class Term:
 
     @property
     def is_writing(self) -> bool:
-        """Whether capture has begun."""
-        return self.writer is not None
+        """Whether capture has begun, so that the fence may open."""
+        return self.writer is not None and self.marking.is_open
 
     def _begin_writing(self, cursor: Cursor, items: Sequence[Captured]) -> None:
         self.writer = writer = Writer(
@@ -494,6 +466,7 @@ class Term:
     def _on_step(self) -> None:
         stepped, self._stepped = self._stepped, trio.Event()
         stepped.set()
+        self.marking.look()
         if self.writer is not None:
             self.writer.look_again()
         # A step of whoever does not lead is none of the gate's, but for the one that ended that.
@@ -559,7 +532,7 @@ class Term:
         """
         replica = self.driver.replica
         message = SyncRequest(epoch=replica.ballot.epoch, above_height=replica.final.height)
-        self._peers.send((peer.key,), self.shard, self._record.lineage, message)
+        self.peers.send((peer.key,), self.shard, self._record.lineage, message)
 
     async def _room(self) -> None:
         await self.driver.performer.room()
@@ -638,7 +611,8 @@ class Term:
         self._is_undoing = True  # whoever leads again meanwhile does not write yet
         await self.settler.drained()
         await self.file.held()
-        items = await self._end_writing()
+        async with self.marking.lock:
+            items = await self.end_writing()
         if effect.heads or items:
             await self._bundle(effect, items, Reason.DEPOSED)
         self._is_undoing = False
@@ -665,7 +639,7 @@ class Term:
     def _bundler(self) -> Bundler:
         return Bundler(
             node=self._node,
-            signer=self._peers.signer,
+            signer=self.peers.signer,
             shard=self.shard,
             lineage=self._record.lineage,
             branch=self.branch,

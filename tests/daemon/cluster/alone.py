@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import trio
 
+from basenet.config.model import Fence
 from basenet.daemon.cluster.adopting import StateWanted
 from basenet.daemon.cluster.file import ReplicaFile
 from basenet.daemon.cluster.gate import Gates
@@ -124,20 +125,37 @@ def _told(told: list[tuple[str, Any]]) -> Told:
     return Told(**{name: teller(name) for name in names})
 
 
+def _fenced(node: Node, fence: Fence) -> Node:
+    config = replace(node.config, cluster=replace(node.config.cluster, fence=fence))
+    return replace(node, config=config)
+
+
 @asynccontextmanager
 async def alone(
-    folder: Path, socket: Path, *, kind: type[Term] = Term, is_killed: bool = False
+    folder: Path,
+    socket: Path,
+    *,
+    kind: type[Term] = Term,
+    is_killed: bool = False,
+    fence: Fence = Fence.LOCK,
 ) -> AsyncIterator[Alone]:
     """Run a term from what the journal holds; it is stopped at the end, or cancelled."""
     path = folder / "app.db"
-    async with running_node(folder, shards=f"app={path}") as node, guarded(socket) as guard:
+    async with running_node(folder, shards=f"app={path}") as made, guarded(socket) as guard:
+        node = _fenced(made, fence)
         journal = node.journalist.journal
         if journal.load_replica(SHARD) is None:
             birth = Branching(Chain(page_size=PAGE_SIZE, pages={})).birth()
             journal.begin_replica(**{**birth, "cursor": None, "certificate": None})
         record = journal.load_replica(SHARD)
         assert record is not None
-        file = ReplicaFile(shard=SHARD, path=path, guard=guard, limiter=trio.CapacityLimiter(4))
+        file = ReplicaFile(
+            shard=SHARD,
+            path=path,
+            guard=guard,
+            limiter=trio.CapacityLimiter(4),
+            marks_mended=fence is Fence.READONLY,
+        )
         told: list[tuple[str, Any]] = []
         timing = Timing()
         gates = Gates(node.config.cluster, guard, lease=timing.lease)

@@ -90,6 +90,7 @@ async def recover(file: ReplicaFile, journal: Journal) -> int:
     found = await file.inspect(journal.cursor, journal.intent)
     if found.outcome is Outcome.UNKNOWN:
         return -1
+    assert not found.commits, "a batch of ours, or a mark, is taken for a stranger's"
     if found.is_applied and journal.intent is not None:
         return int(journal.intent.place[0])
     return journal.place
@@ -101,7 +102,11 @@ async def step(file: ReplicaFile, journal: Journal, states: list[State], random:
     async def keep(prepared: Prepared) -> None:
         journal.keep(place, journal.cursor, prepared, end)
 
-    if random.random() < 0.5:
+    if random.random() < 0.4:
+        # The mark leads to the place at which the file is.
+        end = place
+        await file.mark(is_read_only=not file.is_read_only, on_ready=keep)
+    elif random.random() < 0.5:
         prepared = await file.prepare([[difference(states[place], states[end])]])
         assert prepared is not None
         await keep(prepared)

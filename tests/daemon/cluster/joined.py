@@ -35,7 +35,7 @@ from basenet.engine.placement import Membership, Peer
 from basenet.journal.journal import Journal
 from basenet.journal.records import ReplicaRecord
 from basenet.sqlite.wake import open_wake
-from basenet.units import Epoch, JournalId, Lineage, PublicKeyBytes, Seq, ShardId, View
+from basenet.units import Epoch, FrameHash, JournalId, Lineage, PublicKeyBytes, Seq, ShardId, View
 from basenet.wire.hello import Hello, Lane
 from basenet.wire.signature import Signer
 from tests.daemon.cluster.guarding import guarded
@@ -195,9 +195,12 @@ class Station:
         to: Iterable[PublicKeyBytes],
         shard: ShardId,
         lineage: Lineage,
-        records: Iterable[bytes],
+        records: Mapping[FrameHash, bytes],
     ) -> None:
-        self._post(to, shard, lineage, "on_frames", tuple(records))
+        self._post(to, shard, lineage, "on_frames", tuple(records.values()))
+
+    def is_coming(self, _to: PublicKeyBytes, _digest: FrameHash) -> bool:
+        return False
 
     def send_final(self, to: PublicKeyBytes, shard: ShardId, lineage: Lineage, *piece: Any) -> bool:
         self._post((to,), shard, lineage, "on_final", *piece)

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from basenet.daemon.cluster import frames as module
-from basenet.daemon.cluster.frames import Frames
+from basenet.daemon.cluster.frames import Frames, Payloads
 from basenet.daemon.journalist import Journalist
 from basenet.errors import CorruptionError
 from basenet.journal.journal import Journal
 from basenet.wire.frame import Frame, encode_frame
+from basenet.wire.payload import decode_commit
 from tests.fakes.branching import SHARD, Branching
 
 
@@ -52,3 +53,22 @@ def test_a_small_frame_is_decoded_once(tmp_path: Path) -> None:
     assert isinstance(found, Frame)
     assert found == other
     journal.close()
+
+
+def test_a_small_payload_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered is bounded, by count and by size."""
+    chain = Branching().chain
+    one, two = chain.random_commit(), chain.random_commit()
+    payloads = Payloads()
+    first = payloads(one)
+    assert first.pages == decode_commit(one.payload).pages
+    assert payloads(one) is first
+    assert payloads(two).pages == decode_commit(two.payload).pages
+    assert payloads(one) is first
+    monkeypatch.setattr(module, "_DECODED_MAX", 2)
+    three = chain.random_commit()
+    assert payloads(three) is payloads(three)
+    assert payloads(one) is not first
+    monkeypatch.setattr(module, "_PAGES_BYTES_MAX", 0)
+    four = chain.random_commit()
+    assert payloads(four) is not payloads(four)

@@ -1,5 +1,6 @@
 """Three nodes on loopback with real TLS: who hears what, who is refused, who waits for whom."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from basenet.transport import handshake
 from basenet.transport.addresses import LookupFailed, Resolver
 from basenet.transport.link import Unwelcome
 from basenet.transport.tls import Credentials
-from basenet.units import Epoch, JournalId, Lineage, Seq, ShardId, View
+from basenet.units import Epoch, FrameHash, JournalId, Lineage, Seq, ShardId, View
 from basenet.wire.envelope import AboutShard, encode_envelope
 from basenet.wire.hello import Lane
 from basenet.wire.message import SyncRequest
@@ -48,6 +49,10 @@ def folder(tmp_path: Path) -> Path:
     return make_authority(tmp_path / "ca", *NAMES)
 
 
+def named(records: Iterable[bytes]) -> dict[FrameHash, bytes]:
+    return {FrameHash(number.to_bytes(32, "big")): one for number, one in enumerate(records)}
+
+
 async def test_everything_that_is_sent_arrives_at_the_shard(folder: Path) -> None:
     """Messages, frames small and large, final history, state: under the name of who sent them."""
     directory, ports = Directory(), {name: Port() for name in NAMES}
@@ -63,12 +68,15 @@ async def test_everything_that_is_sent_arrives_at_the_shard(folder: Path) -> Non
         for name in "bc":
             await ports[name].bell.until(lambda name=name: ports[name].heard == [("a", ASK)])
         small, large = (b"x" * 1_000, b"y"), (bytes(5_000_000),) * 2
-        b.node.send_frames([c.key], SHARD, LINEAGE, small)
+        b.node.send_frames([c.key], SHARD, LINEAGE, named(small))
         await ports["c"].bell.until(lambda: ("b", small) in ports["c"].heard)
         # The bulk lane is dialled beside the other.
         await eventually(lambda: c.node.send_final(a.key, SHARD, LINEAGE, (b"one", b"two"), None))
         await ports["a"].bell.until(lambda: ("c", ((b"one", b"two"), None)) in ports["a"].heard)
-        c.node.send_frames([a.key], SHARD, LINEAGE, large)
+        c.node.send_frames([a.key], SHARD, LINEAGE, named(large))
+        assert all(c.node.is_coming(a.key, digest) for digest in named(large))
+        assert not any(c.node.is_coming(b.key, digest) for digest in named(large))
+        assert not any(b.node.is_coming(c.key, digest) for digest in named(small))
         await ports["a"].bell.until(lambda: ports["a"].heard.count(("c", large[:1])) == 2)
         ask = StateAsk(number=1, above_seq=Seq(0), epoch=Epoch(1))
         assert c.node.send_transfer(a.key, SHARD, LINEAGE, ask)
@@ -186,7 +194,7 @@ async def test_another_lineage_is_answered_and_never_processed(folder: Path) -> 
         await ports["a"].bell.until(lambda: ports["a"].connected == ["b"])
         for _ in range(5):
             a.node.send([b.key], SHARD, Lineage(b"o" * 16), ASK)
-        a.node.send_frames([b.key], SHARD, Lineage(b"o" * 16), [b"frame"])
+        a.node.send_frames([b.key], SHARD, Lineage(b"o" * 16), named([b"frame"]))
         a.node.send([b.key], ShardId("elsewhere"), LINEAGE, ASK)
         a.node.send([b.key], SHARD, LINEAGE, ASK)
         await ports["b"].bell.until(lambda: ports["b"].heard == [("a", ASK)])
@@ -208,7 +216,7 @@ async def test_a_shard_that_is_busy_holds_up_nobody_else(folder: Path) -> None:
         await eventually(lambda: b.key in a.node.connected)
         record = bytes(200_000)
         for _ in range(20):
-            a.node.send_frames([b.key], SHARD, LINEAGE, [record])
+            a.node.send_frames([b.key], SHARD, LINEAGE, named([record]))
             a.node.send([b.key], SHARD, LINEAGE, ASK)
         a.node.send([b.key], quick.shard, LINEAGE, ASK)
         await quick.bell.until(lambda: quick.heard == [("a", ASK)])
@@ -216,7 +224,7 @@ async def test_a_shard_that_is_busy_holds_up_nobody_else(folder: Path) -> None:
         rounds = 0
         while not b.node.tally.overrun:
             rounds += 1
-            a.node.send_frames([b.key], SHARD, LINEAGE, [record])
+            a.node.send_frames([b.key], SHARD, LINEAGE, named([record]))
             a.node.send([b.key], quick.shard, LINEAGE, ASK)
             await quick.bell.until(lambda: len(quick.heard) > rounds)  # noqa: B023  (now)
         assert rounds * len(record) < WAITING_BYTES_MAX
@@ -285,7 +293,7 @@ async def test_what_a_shard_finds_wrong_ends_the_peers_connections(folder: Path)
     ):
         directory.tell("c.test")
         await ports["b"].bell.until(lambda: ports["b"].connected == ["a"])
-        b.node.send_frames([a.key], SHARD, LINEAGE, [b"wrong"])
+        b.node.send_frames([a.key], SHARD, LINEAGE, named([b"wrong"]))
         await ports["b"].bell.until(lambda: ports["b"].connected == ["a", "a"])
         assert ports["b"].lost == ["a"]
         assert ports["a"].lost == []

@@ -280,6 +280,25 @@ async def test_what_was_voted_for_above_the_log_is_part_of_the_place(
         assert list(copies(tmp_path)) == []
 
 
+async def test_a_batch_that_only_its_intent_tells_of_is_found_by_pages(tmp_path: Path) -> None:
+    """A crash left the place behind, and an application that closed last left no log."""
+    async with a_line(tmp_path) as line:
+        async with at_bench(tmp_path, line) as bench:
+            await settle(bench, line.keep(bench.journal, line.create()))
+            await bench.settler._rest()
+            before = bench.now().place
+            await settle(bench, line.keep(bench.journal, line.commit()))
+            assert bench.now().place == before
+            assert bench.now().intent is not None
+            tip = bench.now().tip
+        await trio.to_thread.run_sync(application, tmp_path, "PRAGMA wal_checkpoint(TRUNCATE)")
+        seen = await find(tmp_path, voters=3)
+        assert seen.found.place == seen.record.place == (tip.seq, tip.hash)
+        assert seen.record.intent is None
+        assert seen.captured == []
+        assert list(copies(tmp_path)) == []
+
+
 async def test_what_a_crash_left_unsettled_is_the_way_to_the_final_frame(tmp_path: Path) -> None:
     """From the end of the log upwards; nothing where the way has a gap."""
     async with a_line(tmp_path) as line:

@@ -12,7 +12,7 @@ from basenet.daemon.cluster import replica as driving
 from basenet.daemon.cluster.perform import Performer
 from basenet.daemon.cluster.ports import Peers
 from basenet.daemon.cluster.replica import Driver
-from basenet.engine.effects import Effect, Send
+from basenet.engine.effects import Effect, Judge, Send
 from basenet.engine.events import FramesCaptured, Instant, PeerLost, Ticked
 from basenet.wire.message import Need, Vote, Wish
 from tests.engine.cluster import Cluster, captured, key_of, received
@@ -84,6 +84,8 @@ async def test_a_replica_is_woken_when_something_is_due(
     frame = make_frame(cluster.genesis)
     hand(cluster, 1, frame)
     cluster.tell(1, 0, make_proposal(cluster, frame))
+    (question,) = [one for one in cluster.nodes[1].effects if isinstance(one, Judge)]
+    cluster.give(1, cluster.verdict(question))
     driver, told = drive(cluster, 1, monkeypatch)
     with trio.move_on_after(5.6):
         await driver.run_alarms()

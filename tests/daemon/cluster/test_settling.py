@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from basenet.daemon.cluster import settling
+from basenet.daemon.cluster import rhythm, settling
 from basenet.daemon.cluster.placing import unsettled_of
 from basenet.daemon.cluster.settling import changes_of, read_whole
 from basenet.engine.adoption import NOWHERE
@@ -215,6 +215,32 @@ async def test_own_frames_and_those_of_others_share_no_batch(tmp_path: Path) -> 
         assert seqs_of(bench) == [[2], [3, 4]]
         assert bench.settler.applied_frames == 1
         assert await bench.holds()
+
+
+async def test_in_a_stream_a_settle_shares_the_transaction_of_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of frames of others, too; the first batch waits for nobody."""
+    monkeypatch.setattr(settling, "_REST_S", 600.0)
+    monkeypatch.setattr(settling, "BEAT_S", 600.0)
+    monkeypatch.setattr(rhythm, "BEAT_S", 600.0)
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        effects = [line.keep(bench.journal, rows) for rows in (line.create(), line.commit())]
+        journalist = bench.node.journalist
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.settler.run)
+            bench.settler.put(effects[0])
+            with trio.fail_after(60):
+                await bench.settler.drained()
+            count = bench.journal.jcount
+            bench.settler.put(effects[1])
+            await eventually(lambda: len(journalist._requests) == 1)
+            assert (bench.journal.jcount, bench.settler.settled[0]) == (count, 2)
+            await journalist.keep(line.branching.step(line.commit()), None)
+            with trio.fail_after(60):
+                await bench.settler.drained()
+            assert (bench.journal.jcount, bench.settler.settled[0]) == (count + 1, 3)
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_batch_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
