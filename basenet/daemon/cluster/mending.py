@@ -132,7 +132,8 @@ class Shortage:
 
     def offer(self, pgno: int, image: bytes | memoryview) -> bool:
         """Keep ``image`` if it is the page that is looked for; return whether it is."""
-        place = int(np.searchsorted(self.pgnos, pgno))
+        # Of the array's own type: for any other, numpy copies the whole array first.
+        place = int(self.pgnos.searchsorted(np.uint32(pgno)))
         if place == len(self.pgnos) or self.pgnos[place] != pgno or self._has[place]:
             return False
         if len(image) != self._target.page_size:
