@@ -64,8 +64,8 @@ class Outbox:
 
     def is_coming(self, tag: Hashable) -> bool:
         """Return whether a message with ``tag`` waits here or was sent a moment ago."""
-        _, until_s = self._coming.get(tag, (0, 0.0))
-        return until_s > 0.0 and trio.current_time() < until_s
+        _, until_s = self._coming.get(tag, (0, -inf))
+        return trio.current_time() < until_s
 
     def put_urgent(self, slot: str, message: bytes) -> None:
         """Send ``message`` before everything that waits; it replaces an older one of its slot.

@@ -1,10 +1,10 @@
 """Tells the final history to peers that are behind, from the journal.
 
 One stretch at a time to each peer; whoever needs more asks again when it has that. It asks several
-times a second, also while a long stretch is still on its way: that one is not told again at once.
+times a second, also while a long stretch is still on its way: that one is not told again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Final
 
 import trio
@@ -15,13 +15,10 @@ from basenet.daemon.cluster.ports import Peers
 from basenet.daemon.cluster.settling import Settler
 from basenet.daemon.journalist import Journalist
 from basenet.engine.effects import ServeFinal
-from basenet.units import KIB, Lineage, PublicKeyBytes, Seq, ShardId
+from basenet.units import Lineage, PublicKeyBytes, ShardId
 
 _SEND_S: Final = 30.0
 _ROOM_S: Final = 0.02
-# A stretch of so many bytes may take a while to arrive after it was sent; and how long.
-_LONG_BYTES: Final = 256 * KIB
-_ARRIVES_S: Final = 2.0
 
 
 class Historian:
@@ -43,14 +40,11 @@ class Historian:
         self._settler = settler
         self._asked: dict[PublicKeyBytes, ServeFinal] = {}
         self._serving: set[PublicKeyBytes] = set()
-        # From where the last long stretch was told, and from when on it may be told again.
-        self._told: dict[PublicKeyBytes, tuple[Seq, float]] = {}
         self._news = trio.Event()
 
     def put(self, effect: ServeFinal) -> None:
         """Serve a peer soon, unless it is being served, or what it asks for is on its way."""
-        above, until_s = self._told.get(effect.to, (None, 0.0))
-        is_coming = above == effect.above_height and trio.current_time() < until_s
+        is_coming = self._peers.is_coming(effect.to, self._name(effect))
         if effect.to not in self._serving and not is_coming:
             self._asked[effect.to] = effect
             self._news.set()
@@ -82,14 +76,11 @@ class Historian:
             if pieces is None:
                 await self._send_gone(effect.to)
             else:
-                await self._send(effect.to, pieces)
-                self._note(effect, pieces)
+                await self._send(effect, pieces)
 
-    def _note(self, effect: ServeFinal, pieces: Iterable[Piece]) -> None:
-        """Remember what was told, if it is long, for as long as it may take to arrive."""
-        self._told.pop(effect.to, None)
-        if sum(len(record) for records, _ in pieces for record in records) >= _LONG_BYTES:
-            self._told[effect.to] = (effect.above_height, trio.current_time() + _ARRIVES_S)
+    def _name(self, effect: ServeFinal) -> Hashable:
+        """Return what names the stretch that is asked for, while it is on its way."""
+        return self._lineage, effect.above_height
 
     async def _send_gone(self, to: PublicKeyBytes) -> None:
         """Say that the frames are gone, as soon as the bulk connection to the peer is there."""
@@ -98,10 +89,13 @@ class Historian:
                 return
             await trio.sleep(_ROOM_S)
 
-    async def _send(self, to: PublicKeyBytes, pieces: Iterable[Piece]) -> None:
+    async def _send(self, effect: ServeFinal, pieces: Iterable[Piece]) -> None:
         """Send pieces, as soon as the bulk connection to the peer is there and has room."""
+        to, name = effect.to, self._name(effect)
         for records, certificate in pieces:
-            while not self._peers.send_final(to, self._shard, self._lineage, records, certificate):
+            while not self._peers.send_final(
+                to, self._shard, self._lineage, records, certificate, name=name
+            ):
                 if to not in self._peers.connected:
                     return
                 await trio.sleep(_ROOM_S)

@@ -26,7 +26,7 @@ connection and no other; the peer may come back.
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -332,9 +332,12 @@ class ClusterNode:
             for key in keys:
                 self._send(key, data, lane, tags if lane is Lane.BULK else ())
 
-    def is_coming(self, to: PublicKeyBytes, digest: FrameHash) -> bool:
-        """Return whether a large frame is on its way to a peer, so that it need not be sent."""
-        return self._mesh is not None and self._mesh.is_coming(to, digest, Lane.BULK)
+    def is_coming(self, to: PublicKeyBytes, name: Hashable) -> bool:
+        """Return whether a large thing is on its way to a peer, so that it need not be sent.
+
+        ``name``: a frame's hash, or that of a stretch of the final history.
+        """
+        return self._mesh is not None and self._mesh.is_coming(to, name, Lane.BULK)
 
     def send_final(
         self,
@@ -343,10 +346,16 @@ class ClusterNode:
         lineage: Lineage,
         records: tuple[bytes, ...],
         certificate: Certificate | None,
+        *,
+        name: Hashable,
     ) -> bool:
-        """Send one piece of the final history in bulk; False when there is no room for it now."""
+        """Send one piece of the final history in bulk; False when there is no room for it now.
+
+        ``name``: of the stretch that it is of, for `is_coming`.
+        """
         pack = FinalPack(shard=shard, lineage=lineage, records=records, certificate=certificate)
-        return self._mesh_send(to, encode_envelope(pack), Lane.BULK)
+        data = encode_envelope(pack)
+        return self._mesh_send(to, data, Lane.BULK, (name,) if len(data) >= BULK_FROM_BYTES else ())
 
     def send_transfer(
         self, to: PublicKeyBytes, shard: ShardId, lineage: Lineage, message: TransferMessage
@@ -541,13 +550,13 @@ class ClusterNode:
         to: PublicKeyBytes,
         data: bytes,
         lane: Lane = Lane.ORDINARY,
-        tags: Iterable[FrameHash] = (),
+        tags: Iterable[Hashable] = (),
     ) -> None:
         if not self._mesh_send(to, data, lane, tags):
             self.tally.unsent += 1
 
     def _mesh_send(
-        self, to: PublicKeyBytes, data: bytes, lane: Lane, tags: Iterable[FrameHash] = ()
+        self, to: PublicKeyBytes, data: bytes, lane: Lane, tags: Iterable[Hashable] = ()
     ) -> bool:
         return self._mesh is not None and self._mesh.send(to, data, lane=lane, tags=tags)
 

@@ -3,7 +3,7 @@
 Everything is called in the event loop. What is not ``async`` returns at once.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Protocol
 
 from basenet.engine.liveness import Liveness
@@ -148,8 +148,11 @@ class Peers(Protocol):
         """Send encoded frames: small packs in the ordinary lane, large ones (256 KiB) in bulk."""
         ...
 
-    def is_coming(self, to: PublicKeyBytes, digest: FrameHash) -> bool:
-        """Return whether a large frame is on its way to a peer, so that it need not be sent."""
+    def is_coming(self, to: PublicKeyBytes, name: Hashable) -> bool:
+        """Return whether a large thing is on its way to a peer, so that it need not be sent.
+
+        ``name``: a frame's hash, or that of a stretch of the final history.
+        """
         ...
 
     def send_final(
@@ -159,8 +162,13 @@ class Peers(Protocol):
         lineage: Lineage,
         records: tuple[bytes, ...],
         certificate: Certificate | None,
+        *,
+        name: Hashable,
     ) -> bool:
-        """Send one piece of the final history in bulk; False when there is no room for it now."""
+        """Send one piece of the final history in bulk; False when there is no room for it now.
+
+        ``name``: of the stretch that it is of, for `is_coming`.
+        """
         ...
 
     def send_transfer(

@@ -5,7 +5,7 @@ long as a quorum follows it and can be reached, and is missed at once when it ca
 cuts, kills or drops is all that goes wrong.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -199,10 +199,13 @@ class Station:
     ) -> None:
         self._post(to, shard, lineage, "on_frames", tuple(records.values()))
 
-    def is_coming(self, _to: PublicKeyBytes, _digest: FrameHash) -> bool:
+    def is_coming(self, _to: PublicKeyBytes, _name: Hashable) -> bool:
         return False
 
-    def send_final(self, to: PublicKeyBytes, shard: ShardId, lineage: Lineage, *piece: Any) -> bool:
+    def send_final(
+        self, to: PublicKeyBytes, shard: ShardId, lineage: Lineage, *piece: Any, name: Hashable
+    ) -> bool:
+        del name
         self._post((to,), shard, lineage, "on_final", *piece)
         return self.reach(to) is not None
 

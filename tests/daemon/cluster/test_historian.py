@@ -1,6 +1,10 @@
-"""Telling the final history: in stretches, and a long one once while it is on its way."""
+"""Telling the final history: in stretches, and a long one once while it is on its way.
 
-from collections.abc import Callable
+What is on its way the outboxes know, so they are real; what is long the node decides.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,10 +13,12 @@ import trio.testing
 
 from basenet.daemon.cluster.historian import Historian
 from basenet.daemon.cluster.history import Piece
+from basenet.daemon.cluster.node import BULK_FROM_BYTES
 from basenet.daemon.cluster.ports import Peers
 from basenet.daemon.cluster.settling import Settler
 from basenet.daemon.journalist import Journalist
 from basenet.engine.effects import ServeFinal
+from basenet.transport.outbox import BULK_BYTES_MAX, Outbox
 from basenet.units import Lineage, PublicKeyBytes, Seq, ShardId
 
 ONE, TWO = PublicKeyBytes(b"1" * 32), PublicKeyBytes(b"2" * 32)
@@ -24,9 +30,12 @@ class World:
     def __init__(self, record: bytes) -> None:
         self.pieces: list[Piece] = [((record,), None)]
         self.sent: list[PublicKeyBytes] = []
+        self.outboxes: defaultdict[PublicKeyBytes, Outbox] = defaultdict(
+            lambda: Outbox(BULK_BYTES_MAX)
+        )
         self.historian = Historian(
             journalist=cast("Journalist", SimpleNamespace(read=self.read)),
-            peers=cast("Peers", SimpleNamespace(send_final=self.send)),
+            peers=cast("Peers", SimpleNamespace(send_final=self.send, is_coming=self.is_coming)),
             shard=ShardId("app"),
             lineage=Lineage(b"l" * 16),
             settler=cast("Settler", SimpleNamespace(settled_up_to=self.settled)),
@@ -39,9 +48,14 @@ class World:
         await trio.lowlevel.checkpoint()
         return self.pieces
 
-    def send(self, to: PublicKeyBytes, *_: object) -> bool:
+    def send(self, to: PublicKeyBytes, *what: Any, name: Hashable) -> bool:
+        _, _, records, _ = what
         self.sent.append(to)
-        return True
+        data = b"".join(records)
+        return self.outboxes[to].put(data, (name,) if len(data) >= BULK_FROM_BYTES else ())
+
+    def is_coming(self, to: PublicKeyBytes, name: Hashable) -> bool:
+        return self.outboxes[to].is_coming(name)
 
     async def ask(self, to: PublicKeyBytes, above: int) -> None:
         self.historian.put(ServeFinal(to=to, above_height=Seq(above)))
@@ -62,6 +76,8 @@ async def test_a_long_stretch_is_not_told_again_while_it_arrives(
         await world.ask(TWO, 4)
         await world.ask(ONE, 5)
         assert world.sent == [ONE, TWO, ONE]
+        for _ in range(2):
+            await world.outboxes[ONE].take()
         await trio.sleep(2.1)
         await world.ask(ONE, 5)
         assert world.sent == [ONE, TWO, ONE, ONE]

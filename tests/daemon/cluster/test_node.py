@@ -71,7 +71,10 @@ async def test_everything_that_is_sent_arrives_at_the_shard(folder: Path) -> Non
         b.node.send_frames([c.key], SHARD, LINEAGE, named(small))
         await ports["c"].bell.until(lambda: ("b", small) in ports["c"].heard)
         # The bulk lane is dialled beside the other.
-        await eventually(lambda: c.node.send_final(a.key, SHARD, LINEAGE, (b"one", b"two"), None))
+        await eventually(
+            lambda: c.node.send_final(a.key, SHARD, LINEAGE, (b"one", b"two"), None, name="short")
+        )
+        assert not c.node.is_coming(a.key, "short")
         await ports["a"].bell.until(lambda: ("c", ((b"one", b"two"), None)) in ports["a"].heard)
         c.node.send_frames([a.key], SHARD, LINEAGE, named(large))
         assert all(c.node.is_coming(a.key, digest) for digest in named(large))

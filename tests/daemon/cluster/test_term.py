@@ -130,7 +130,8 @@ async def test_who_is_behind_is_told_or_sent_to_a_state(tmp_path: Path) -> None:
             lineage=line.chain.lineage,
             settler=bench.settler,
         )
-        peers.send_final = lambda *args: peers.sent.append(("final", args)) or True
+        peers.is_coming = lambda *_: False
+        peers.send_final = lambda *args, **_: peers.sent.append(("final", args)) or True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(historian.run)
             historian.put(ServeFinal(to=PEER, above_height=Seq(1)))
