@@ -50,6 +50,7 @@ from basenet.archive.port import (
     StoreNotFound,
     StoreRefused,
     Token,
+    WrappedStore,
 )
 from basenet.archive.probe import PROBE_PREFIX
 from basenet.errors import EncryptionCorrupt
@@ -85,7 +86,7 @@ def stays_clear(name: str) -> bool:
     return name.rpartition("/")[2] == "LEASE" or name.startswith(PROBE_PREFIX)
 
 
-class EncryptedStore(Store):
+class EncryptedStore(WrappedStore):
     """The port on a store of encrypted objects. With an empty keyring: on one of clear objects.
 
     Beyond what the port raises: `StoreRefused` for an object that no identity opens, and
@@ -94,22 +95,11 @@ class EncryptedStore(Store):
 
     def __init__(self, store: Store, keyring: Keyring) -> None:
         """Take over ``store``, which `aclose` closes."""
-        self._store = store
+        super().__init__(store)
         self._keyring = keyring
         self._kinds: dict[str, bool] = {}  # by lineage: whether its objects are encrypted
         self._opened: OrderedDict[str, Opened] = OrderedDict()
-        self.is_conditional = store.is_conditional
         self.hides_content = bool(keyring.recipients)
-
-    @property
-    def url(self) -> str:
-        """Return the inner store's URL."""
-        return self._store.url
-
-    @property
-    def endpoint(self) -> str:
-        """Return the inner store's server and bucket."""
-        return self._store.endpoint
 
     # Writing.
 
@@ -322,10 +312,6 @@ class EncryptedStore(Store):
             return entry.size
         size = plain_bytes(entry.size)
         return entry.size if size is None else size
-
-    async def aclose(self) -> None:
-        """Close the inner store."""
-        await self._store.aclose()
 
 
 class _PlainSizes(AsyncIterator[Entry]):

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from basenet.archive.port import Entry, Object, Store, Token
+from basenet.archive.port import Entry, Object, Store, Token, WrappedStore
 from basenet.archive.remote import PAGE_ENTRIES
 
 CALLS: Final = ("put", "get", "list", "delete")
@@ -25,24 +25,13 @@ class StoreUsage:
     read_bytes: int = 0
 
 
-class MeteredStore(Store):
+class MeteredStore(WrappedStore):
     """A store whose calls are counted in a `StoreUsage`, whether they succeed or not."""
 
     def __init__(self, store: Store, usage: StoreUsage) -> None:
         """Take over ``store``, which `aclose` closes."""
-        self._store = store
+        super().__init__(store)
         self._usage = usage
-        self.is_conditional = store.is_conditional
-
-    @property
-    def url(self) -> str:
-        """Return the inner store's URL."""
-        return self._store.url
-
-    @property
-    def endpoint(self) -> str:
-        """Return the inner store's server and bucket."""
-        return self._store.endpoint
 
     async def put_if_absent(self, name: str, data: bytes) -> Token:
         """Create the object."""
@@ -89,10 +78,6 @@ class MeteredStore(Store):
         """Delete the object."""
         self._usage.calls["delete"] += 1
         await self._store.delete(name)
-
-    async def aclose(self) -> None:
-        """Close the inner store."""
-        await self._store.aclose()
 
     def _note_put(self, data: bytes) -> None:
         self._usage.calls["put"] += 1

@@ -177,6 +177,29 @@ class Store(ABC):
         """Give up connections and threads. Does not wait for calls that hang."""
 
 
+class WrappedStore(Store):
+    """A store that stands before another one, and is the same place."""
+
+    def __init__(self, store: Store) -> None:
+        """Take over ``store``, which `aclose` closes."""
+        self._store = store
+        self.is_conditional = store.is_conditional
+
+    @property
+    def url(self) -> str:
+        """Return the inner store's URL."""
+        return self._store.url
+
+    @property
+    def endpoint(self) -> str:
+        """Return the inner store's server and bucket."""
+        return self._store.endpoint
+
+    async def aclose(self) -> None:
+        """Close the inner store."""
+        await self._store.aclose()
+
+
 def check_name(name: str) -> str:
     """Return ``name`` if a store can hold it; raise `StoreRefused` if not.
 

@@ -8,27 +8,24 @@ own token) looks at `Store.is_conditional` and reads again later.
 
 from collections.abc import AsyncIterator
 
-from basenet.archive.port import Entry, Object, Store, StoreConflict, StoreNotFound, Token
+from basenet.archive.port import (
+    Entry,
+    Object,
+    Store,
+    StoreConflict,
+    StoreNotFound,
+    Token,
+    WrappedStore,
+)
 
 
-class UnconditionalStore(Store):
+class UnconditionalStore(WrappedStore):
     """The port on a store of which only plain writes can be trusted."""
-
-    is_conditional = False
 
     def __init__(self, store: Store) -> None:
         """Take over ``store``, which `aclose` closes."""
-        self._store = store
-
-    @property
-    def url(self) -> str:
-        """Return the inner store's URL."""
-        return self._store.url
-
-    @property
-    def endpoint(self) -> str:
-        """Return the inner store's server and bucket."""
-        return self._store.endpoint
+        super().__init__(store)
+        self.is_conditional = False
 
     async def put_if_absent(self, name: str, data: bytes) -> Token:
         """Read, write if there is nothing, read back."""
@@ -77,10 +74,6 @@ class UnconditionalStore(Store):
     async def delete(self, name: str) -> None:
         """Delete the object."""
         await self._store.delete(name)
-
-    async def aclose(self) -> None:
-        """Close the inner store."""
-        await self._store.aclose()
 
     async def _put_and_check(self, name: str, data: bytes) -> Token:
         await self._store.put_unconditional(name, data)
