@@ -48,7 +48,8 @@ _PATIENCE_SECONDS: Final = 120.0
 _ASK_EVERY_SECONDS: Final = 0.05
 _CALL_SECONDS: Final = 60.0
 
-# The monitor collects changes for a second each, and a start is twenty of them: hence paxos. An
+# The monitor collects changes for a second each, and a start is twenty of them: hence paxos. It
+# would not start on a disk of which 5 % are free, however much that is. An
 # object encrypted by the server is to be had over plain HTTP, with the one key that stands here.
 _CONFIGURATION: Final = """\
 [global]
@@ -68,6 +69,8 @@ osd pool default pgp num = 1
 osd pool default pg autoscale mode = off
 osd crush chooseleaf type = 0
 mon allow pool size one = true
+mon data avail crit = 0
+mon data avail warn = 0
 osd objectstore = memstore
 memstore device bytes = {store_bytes}
 ms bind port min = {osd_port}

@@ -29,6 +29,8 @@ from basenet.config.values import Endpoint
 REFRESH_MIN_S: Final = 1.0
 REFRESH_MAX_S: Final = 5.0
 LOOKUP_S: Final = 2.0
+# A question or an answer that got lost is noticed after so long, and asked again.
+_TRY_S: Final = 0.9
 _ADDRESSES_MAX: Final = 256
 
 
@@ -51,6 +53,7 @@ class Resolver:
         """Use ``resolver``, or what the machine is configured with."""
         self._resolver = resolver or _configured()
         self._resolver.lifetime = LOOKUP_S
+        self._resolver.timeout = _TRY_S
 
     async def resolve(self, entry: Endpoint) -> Answer:
         """Return the endpoints of ``entry``, in the order of their addresses.

@@ -27,8 +27,14 @@ class DnsServer:
         program = shutil.which("dnsmasq", path=f"{os.environ['PATH']}:/usr/sbin")
         assert program, "dnsmasq is missing: apt-get install dnsmasq-base"
         self.hosts = directory / "hosts"
-        self.port = _free_port()
         self.write({"node-a.basenet": ["127.0.0.1", "::1"], "node-b.basenet": ["127.0.0.2"]})
+        # Whoever runs beside this may take the port in between.
+        while not self._start(program):
+            self.stop()
+
+    def _start(self, program: str) -> bool:
+        """Start on a free port; return whether it serves there."""
+        self.port = _free_port()
         self._process = subprocess.Popen(
             [
                 program,
@@ -51,9 +57,13 @@ class DnsServer:
             stderr=subprocess.PIPE,
         )
         assert self._process.stderr is not None
+        said: list[bytes] = []
         for line in self._process.stderr:
             if b"read " in line:
-                break
+                return True
+            said.append(line)
+        assert b"Address already in use" in b"".join(said), said
+        return False
 
     def write(self, names: dict[str, list[str]]) -> None:
         self.hosts.write_text(

@@ -1,7 +1,7 @@
 """A shard's final state, shown to those who lack it and fetched where this node lacks it.
 
 One `StateTransfer` lives as long as the lineage does; a forced lineage begins another one. What is
-on offer is the last settled frame with its certificate, as long as nobody works on the trees.
+on offer is the last final frame with its certificate, except in the moment in which it moves.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,6 @@ from basenet.sqlite.glance import glance
 from basenet.units import Lineage, PublicKeyBytes, Seq, ShardId
 from basenet.wire.certificate import Certificate
 from basenet.wire.finality import Electors
-from basenet.wire.frame import Head
 from basenet.wire.transfer import TransferMessage
 
 log = structlog.get_logger()
@@ -57,8 +56,6 @@ class StateExchange:
         self._file = file
         self._transfer: StateTransfer | None = None
         self._lineage: Lineage | None = None
-        self._head: Head | None = None
-        self._certificate: Certificate | None = None
         self._log = log.bind(shard=shard)
 
     def begin(self, born: Born, tasks: trio.Nursery) -> None:
@@ -90,22 +87,12 @@ class StateExchange:
         if self._transfer is not None:
             self._transfer.close()
 
-    def set_final(self, head: Head, certificate: Certificate | None) -> None:
-        """Let the state behind ``head`` be on offer."""
-        self._head, self._certificate = head, certificate
-
     # What others ask.
 
     def _final_state(self) -> FinalState | None:
-        term, head = self._term(), self._head
-        # A term that has just begun has no branch yet.
-        if term is None or not term.is_at_work or head is None:
-            return None
-        if term.branch.lock.statistics().locked:
-            return None
-        if term.branch.final_place[1] != head.hash:
-            return None
-        return FinalState(head=head, certificate=self._certificate, tree=term.branch.final)
+        term = self._term()
+        # A term that has just begun has no settler yet.
+        return term.settler.final if term is not None and term.is_at_work else None
 
     async def _config_chain(self) -> Sequence[tuple[bytes, Certificate | None]]:
         return await self._journalist.read(lambda journal: journal.config_chain(self._shard))

@@ -34,6 +34,7 @@ import trio
 from basenet.daemon.cluster.branch import Branch, DecodePayload, decode_payload
 from basenet.daemon.cluster.file import Prepared, ReplicaFile, encode_intent
 from basenet.daemon.cluster.frames import Frames
+from basenet.daemon.cluster.offer import FinalState
 from basenet.daemon.cluster.quickly import Quickly
 from basenet.daemon.cluster.rhythm import BEAT_S, Rhythm
 from basenet.daemon.node import Node
@@ -71,7 +72,7 @@ class SettledFrame:
     record: bytes | None
 
 
-OnSettled = Callable[[Sequence[SettledFrame], Certificate | None], None]
+OnSettled = Callable[[Sequence[SettledFrame]], None]
 OnApplied = Callable[[Seq], None]
 
 
@@ -87,18 +88,19 @@ class Settler:
         frames: Frames,
         file: ReplicaFile,
         place: Place,
-        log_end: Place,
+        final: FinalState,
         on_settled: OnSettled,
         on_applied: OnApplied,
     ) -> None:
-        """``place``: what the file holds; ``log_end``: the last settled frame."""
+        """``place``: what the file holds; ``final``: the last settled frame and its state."""
         self._node = node
         self._shard = shard
         self._branch = branch
         self._frames = frames
         self._file = file
         self.place = place
-        self.settled = log_end
+        self.settled: Place = (final.head.seq, final.head.hash)
+        self._final: FinalState | None = final
         self._durable_place = place
         self._on_settled = on_settled
         self._on_applied = on_applied
@@ -158,6 +160,18 @@ class Settler:
 
                 nursery.start_soon(either, self._moved)
                 nursery.start_soon(either, idle)
+
+    @property
+    def final(self) -> FinalState | None:
+        """What is final, with its proof, to be shown to others; None while it moves.
+
+        It is shown before it is settled, since its certificate proves it. A CONFIG alone has to be
+        in the log before: whoever takes a state of its epoch is shown the CONFIG from there.
+        """
+        final = self._final
+        if final is None or (final.head.kind is Kind.CONFIG and final.head.seq > self.settled[0]):
+            return None
+        return final
 
     @property
     def is_caught_up(self) -> bool:
@@ -225,7 +239,7 @@ class Settler:
         patience_s = self._patience_s(is_own=batch[-1].is_own)
         async with Quickly(self._batch_lock):
             records = await self._frames.records(heads)
-            tree, groups = await self._take_to_tree(heads)
+            tree, groups = await self._take_to_tree(heads, batch[-1].certificate)
             end = (heads[-1].seq, heads[-1].hash)
             settled = Settled(
                 shard=self._shard,
@@ -244,7 +258,7 @@ class Settler:
                 await self._settle(settled, end, patience_s)
             self._bytes -= sum(map(_bytes_of, batch))
             self._announce()
-        self._tell(heads, records, batch[-1].certificate)
+        self._tell(heads, records)
         if is_applied:
             self._on_applied(self.place[0])
 
@@ -256,9 +270,12 @@ class Settler:
             return BEAT_S
         return _OWN_PATIENCE_S if is_own else 0.0
 
-    async def _take_to_tree(self, heads: Sequence[Head]) -> tuple[StateTree, dict[int, bytes]]:
+    async def _take_to_tree(
+        self, heads: Sequence[Head], certificate: Certificate | None
+    ) -> tuple[StateTree, dict[int, bytes]]:
         get = self._frames.getter(self._node.journalist.journal, heads)
         async with Quickly(self._branch.lock):
+            self._final = None
             # A thread takes longer than a few pages do.
             if self._branch.is_remembered(heads):
                 groups = self._branch.settle(heads, get)
@@ -269,7 +286,9 @@ class Settler:
             if not self.is_file_ready:
                 # Before anybody copies the tree: who mends to it must look at these pages, too.
                 self.changed_groups.update(groups)
-            return self._branch.final, groups
+            tree = self._branch.final
+            self._final = FinalState(head=heads[-1], certificate=certificate, tree=tree)
+            return tree, groups
 
     async def _settle(self, settled: Settled, end: Place, patience_s: float) -> None:
         place = self.place
@@ -315,14 +334,12 @@ class Settler:
         await self._file.held()
         return await self._file.prepare(changes)
 
-    def _tell(
-        self, heads: Sequence[Head], records: Sequence[bytes], certificate: Certificate | None
-    ) -> None:
+    def _tell(self, heads: Sequence[Head], records: Sequence[bytes]) -> None:
         frames = [
             SettledFrame(head, len(record), None if head.is_partial else record)
             for head, record in zip(heads, records, strict=True)
         ]
-        self._on_settled(frames, certificate)
+        self._on_settled(frames)
 
     # From the journal's log.
 

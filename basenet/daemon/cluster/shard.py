@@ -466,7 +466,6 @@ class ClusterShard:
         self.error = sentence
 
     def _adopt(self, record: ReplicaRecord) -> None:
-        self._exchange.set_final(record.tip, record.ballot.certificate)
         self.progress.begin(
             Mark(
                 seq=record.tip.seq,
@@ -484,8 +483,7 @@ class ClusterShard:
         if heads:
             self.progress.set_final(heads[-1].seq)
 
-    def _on_settled(self, frames: Sequence[SettledFrame], certificate: Certificate | None) -> None:
-        self._exchange.set_final(frames[-1].head, certificate)
+    def _on_settled(self, frames: Sequence[SettledFrame]) -> None:
         self.archiver.on_settled(frames)
         for frame in frames:
             if not frame.head.flags & Flag.PARTIAL:

@@ -37,6 +37,7 @@ from basenet.daemon.cluster.historian import Historian
 from basenet.daemon.cluster.intake import Intake
 from basenet.daemon.cluster.leaving import leave
 from basenet.daemon.cluster.marking import Marking
+from basenet.daemon.cluster.offer import FinalState
 from basenet.daemon.cluster.orphaning import Bundler
 from basenet.daemon.cluster.orphans import Reason
 from basenet.daemon.cluster.perform import Performer
@@ -100,7 +101,7 @@ class Told:
     """What a term tells its shard."""
 
     final: Callable[[Sequence[Head]], None]
-    settled: Callable[[Sequence[SettledFrame], Certificate | None], None]
+    settled: Callable[[Sequence[SettledFrame]], None]
     applied: Callable[[Seq], None]
     orphaned: Callable[[Seq], None]
     epoch: Callable[[EpochBegan], None]
@@ -183,8 +184,8 @@ class Term:
                 f"frame {record.tip.seq}: move journal.db and what begins with its name out of "
                 "the data directory; basenet then comes back as a new member of this shard."
             )
-        final = (record.tip.seq, record.tip.hash)
-        self.branch = Branch(tree, final, self.frames.payloads)
+        place = (record.tip.seq, record.tip.hash)
+        self.branch = Branch(tree, place, self.frames.payloads)
         self._placing = Placing(
             node=self._node,
             shard=self.shard,
@@ -195,7 +196,7 @@ class Term:
         await self.file.held()
         try:
             found = await self._find_place(record)
-            self._build(record, found.place, final)
+            self._build(record, found.place, tree)
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self.driver.performer.run)
@@ -223,7 +224,7 @@ class Term:
                 if self.writer is not None:
                     await self.writer.end()
 
-    def _build(self, record: ReplicaRecord, place: Place, final: Place) -> None:
+    def _build(self, record: ReplicaRecord, place: Place, tree: StateTree) -> None:
         peers = self.peers
         self.settler = Settler(
             node=self._node,
@@ -232,7 +233,7 @@ class Term:
             frames=self.frames,
             file=self.file,
             place=place,
-            log_end=final,
+            final=FinalState(head=record.tip, certificate=record.ballot.certificate, tree=tree),
             on_settled=self._told.settled,
             on_applied=self._on_applied,
         )

@@ -32,6 +32,7 @@ from basenet.journal.records import ReplicaRecord
 from basenet.sqlite.captured import Cursor
 from basenet.sqlite.inject import Prepared
 from basenet.units import Seq, ShardId
+from basenet.wire.merkle import StateTree
 from basenet.wire.payload import CommitPayload
 
 _NO_CURSOR: Final = Cursor(
@@ -73,9 +74,9 @@ class WitnessTerm(Term):
         """Return the end of the log: what is settled is all that there is."""
         return Found((record.tip.seq, record.tip.hash))
 
-    def _build(self, record: ReplicaRecord, place: Place, final: Place) -> None:
+    def _build(self, record: ReplicaRecord, place: Place, tree: StateTree) -> None:
         """Tell the replica of no database, so that it never lets anybody write."""
-        super()._build(record, NOWHERE, final)
+        super()._build(record, NOWHERE, tree)
         self.settler.moved_to(place)
 
     def _on_applied(self, seq: Seq) -> None:

@@ -10,6 +10,7 @@ import trio
 from basenet.daemon.cluster.branch import Branch
 from basenet.daemon.cluster.file import ReplicaFile
 from basenet.daemon.cluster.frames import Frames
+from basenet.daemon.cluster.offer import FinalState
 from basenet.daemon.cluster.placing import Placing
 from basenet.daemon.cluster.settling import SettledFrame, Settler
 from basenet.daemon.node import Node
@@ -17,7 +18,6 @@ from basenet.engine.effects import Finalize
 from basenet.journal.journal import Journal
 from basenet.journal.records import BranchRow, ReplicaRecord
 from basenet.units import Seq
-from basenet.wire.certificate import Certificate
 from basenet.wire.merkle import StateTree
 from tests.daemon.node import running_node
 from tests.fakes.branching import SHARD, Branching, ballot_of, certify, row_of
@@ -110,7 +110,7 @@ class Bench:
     frames: Frames
     settler: Settler
     record: ReplicaRecord
-    settled: list[tuple[list[SettledFrame], Certificate | None]]
+    settled: list[list[SettledFrame]]
     applied: list[Seq]
 
     @property
@@ -149,11 +149,12 @@ async def at_bench(folder: Path, line: Line) -> AsyncIterator[Bench]:
         )
         is_new = await file.open(page_size=PAGE_SIZE)
         place = (record.tip.seq, record.tip.hash)
-        branch = Branch(StateTree(PAGE_SIZE, journal.leaves(SHARD)), place)
+        tree = StateTree(PAGE_SIZE, journal.leaves(SHARD))
+        branch = Branch(tree, place)
         frames = Frames(SHARD, node.journalist)
         placing = Placing(node=node, shard=SHARD, file=file, branch=branch, frames=frames)
         found = await placing.find(record, is_file_new=is_new)
-        settled: list[tuple[list[SettledFrame], Certificate | None]] = []
+        settled: list[list[SettledFrame]] = []
         applied: list[Seq] = []
         settler = Settler(
             node=node,
@@ -162,8 +163,8 @@ async def at_bench(folder: Path, line: Line) -> AsyncIterator[Bench]:
             frames=frames,
             file=file,
             place=found.place,
-            log_end=place,
-            on_settled=lambda told, certificate: settled.append((list(told), certificate)),
+            final=FinalState(head=record.tip, certificate=record.ballot.certificate, tree=tree),
+            on_settled=lambda told: settled.append(list(told)),
             on_applied=applied.append,
         )
         try:

@@ -12,8 +12,9 @@ from basenet.daemon.cluster.placing import unsettled_of
 from basenet.daemon.cluster.settling import changes_of, read_whole
 from basenet.engine.adoption import NOWHERE
 from basenet.engine.effects import Finalize
-from basenet.journal.records import BranchRow
+from basenet.journal.records import BranchRow, Settled
 from basenet.units import Seq
+from basenet.wire.frame import Kind
 from tests.daemon.cluster.lines import Bench, Line, a_line, at_bench, finalize
 from tests.daemon.cluster.nodes import eventually
 from tests.fakes.branching import SHARD
@@ -45,10 +46,11 @@ async def test_frames_of_others_are_settled_and_applied(tmp_path: Path) -> None:
         assert bench.now().heads == ()
         assert bench.now().tip == line.chain.tip.head
         assert bytes(bench.journal.leaves(SHARD)) == line.leaves()
-        told = [frame for frames, _ in bench.settled for frame in frames]
+        told = [frame for frames in bench.settled for frame in frames]
         assert [frame.head.seq for frame in told] == [2, 3, 4, 5]
         assert [frame.record is None for frame in told] == [False, False, True, False]
-        assert bench.settled[-1][1] is not None
+        assert bench.settler.final is not None
+        assert bench.settler.final.certificate is not None
 
 
 async def test_own_frames_are_only_settled(tmp_path: Path) -> None:
@@ -68,6 +70,37 @@ async def test_own_frames_are_only_settled(tmp_path: Path) -> None:
         assert bench.settler.applied_frames == 0
 
 
+async def test_what_is_final_can_be_shown_while_it_is_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a steady load something is being settled all the time, and a learner has to join.
+
+    A CONFIG alone is shown after the log has it, since the log is what proves its epoch.
+    """
+    shown: list[tuple[int | None, int]] = []
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        settle_in_journal = bench.node.journalist.settle
+
+        async def look_and_settle(settled: Settled, patience_s: float) -> None:
+            final = bench.settler.final
+            shown.append((final and final.head.seq, settled.heads[-1].seq))
+            if final is not None:
+                assert final.certificate is not None
+                assert (final.certificate.hash, final.tree.root()) == (
+                    final.head.hash,
+                    final.head.state_root,
+                )
+            await settle_in_journal(settled, patience_s)
+
+        monkeypatch.setattr(bench.node.journalist, "settle", look_and_settle)
+        await settle(bench, line.keep(bench.journal, line.create()))
+        await settle(bench, line.keep(bench.journal, line.branching.new_config()))
+        assert bench.settler.final is not None
+        assert bench.settler.final.head.kind is Kind.CONFIG
+        await settle(bench, line.keep(bench.journal, line.commit()))
+    assert shown == [(2, 2), (None, 3), (4, 4)]
+
+
 async def test_a_batch_never_crosses_a_config(tmp_path: Path) -> None:
     """Each CONFIG ends one, since its certificate is kept; and so does a change of authors."""
     async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
@@ -77,7 +110,7 @@ async def test_a_batch_never_crosses_a_config(tmp_path: Path) -> None:
         effects.append(line.keep(bench.journal, line.commit()))
         effects.append(line.keep(bench.journal, line.commit()))
         await settle(bench, *effects)
-        assert [[one.head.seq for one in frames] for frames, _ in bench.settled] == [[2, 3], [4, 5]]
+        assert [[one.head.seq for one in frames] for frames in bench.settled] == [[2, 3], [4, 5]]
         assert await bench.holds()
         assert bench.journal.certificate_for(SHARD, 2) is not None
 
@@ -145,7 +178,7 @@ async def test_peers_wait_while_too_much_is_not_settled(
 
 def seqs_of(bench: Bench) -> list[list[int]]:
     """What was settled, batch by batch."""
-    return [[one.head.seq for one in frames] for frames, _ in bench.settled]
+    return [[one.head.seq for one in frames] for frames in bench.settled]
 
 
 async def test_a_frame_without_pages_moves_the_place_alone(tmp_path: Path) -> None:
