@@ -10,11 +10,12 @@ from typing import Final, Protocol
 import structlog
 import trio
 
+from basenet.daemon.cluster.heirs import find_candidates, find_heirs
 from basenet.daemon.cluster.marking import Marked, Marking
 from basenet.daemon.cluster.ports import Peers
 from basenet.daemon.framer import instant
-from basenet.engine.events import TransferWanted
-from basenet.wire.payload import VoterRole
+from basenet.engine.events import SurveyWanted, TransferWanted
+from basenet.wire.payload import Voter
 
 log = structlog.get_logger()
 
@@ -58,20 +59,25 @@ async def leave(term: Leaving) -> None:
 
 async def hand_over(term: Leaving) -> None:
     """Let a voter lead that is caught up, so that nobody has to wait for an election."""
-    replica, now = term.driver.replica, instant()
-    target = next(
-        (
-            voter.key
-            for voter in replica.ballot.config.voters
-            if voter.role is not VoterRole.WITNESS
-            and voter.key in term.peers.connected
-            and replica.is_caught_up(voter, now)
-        ),
-        None,
-    )
-    if not replica.is_leader or target is None:
+    replica = term.driver.replica
+    heir = await _find_heir(term) if replica.is_leader else None
+    if heir is None:
         return
-    log.info("handing_over", shard=term.shard, to=target.hex())
-    term.driver.step(TransferWanted(target=target))
+    log.info("handing_over", shard=term.shard, to=heir.key.hex())
+    term.driver.step(TransferWanted(target=heir.key))
     while replica.is_leader:
         await term.stepped()
+
+
+async def _find_heir(term: Leaving) -> Voter | None:
+    """Return who shall lead; None if nobody is here. Waits for candidates to say where they are."""
+    replica, me = term.driver.replica, term.peers.signer.public
+    is_asked = False
+    while candidates := find_candidates(replica, me, term.peers.connected):
+        if heirs := find_heirs(replica, candidates, instant()):
+            return heirs[0]
+        if not is_asked:
+            is_asked = True
+            term.driver.step(SurveyWanted())
+        await term.stepped()
+    return None

@@ -28,6 +28,7 @@ import structlog
 import trio
 
 from basenet.config.model import ClusterConfig, NodeRole
+from basenet.daemon.cluster.heirs import find_candidates, find_heirs
 from basenet.daemon.cluster.node import ClusterNode
 from basenet.daemon.cluster.settling import Settler
 from basenet.daemon.cluster.term import Term
@@ -36,7 +37,7 @@ from basenet.engine.events import SurveyWanted, TransferWanted
 from basenet.engine.replica import Replica
 from basenet.units import Epoch, Seq, ShardId, View
 from basenet.wire.message import SyncRequest
-from basenet.wire.payload import Voter, VoterRole
+from basenet.wire.payload import Voter
 
 log = structlog.get_logger()
 
@@ -196,8 +197,8 @@ class Steward:
     def _home(self, shard: Tended, term: Term, watched: Watched) -> Voter | None:
         """Return the preferred writer if it could lead now and nobody moved the lead from it."""
         ballot = term.driver.replica.ballot
-        found = [one for one in ballot.config.voters if one.node_id == self._writer]
-        if not found or not self._is_able(term, found[0]):
+        found = self._heirs(term, only=self._writer)
+        if not found:
             return None
         if watched.was_meant(shard.released_at(ballot.epoch, ballot.view)):
             return None
@@ -209,23 +210,20 @@ class Steward:
         It may be as unable to write as this node is, which is known there only: two such nodes
         that always named each other would keep the lead from a third for ever.
         """
-        voters = term.driver.replica.ballot.config.voters
-        me = next(place for place, one in enumerate(voters) if one.key == self._cluster.me.key)
-        able = [one for one in (*voters[me + 1 :], *voters[:me]) if self._is_able(term, one)]
-        able.sort(key=lambda one: one.node_id != self._writer)
-        return able[moves % len(able)] if able else None
+        heirs = self._heirs(term)
+        heirs.sort(key=lambda one: one.node_id != self._writer)
+        return heirs[moves % len(heirs)] if heirs else None
 
-    def _is_able(self, term: Term, voter: Voter) -> bool:
-        """Return whether ``voter`` is here and known to be caught up; ask if that is not known."""
-        hello = self._cluster.connected.get(voter.key)
-        if hello is None or hello.journal_id != voter.journal_id:
-            return False
-        if voter.role is VoterRole.WITNESS:
-            return False
-        if term.driver.replica.is_caught_up(voter, instant()):
-            return True
-        term.driver.step(SurveyWanted())
-        return False
+    def _heirs(self, term: Term, only: str | None = None) -> list[Voter]:
+        """Return who could lead; ask about those of whom that is not known."""
+        replica = term.driver.replica
+        candidates = find_candidates(replica, self._cluster.me.key, self._cluster.connected)
+        if only is not None:
+            candidates = [one for one in candidates if one.node_id == only]
+        heirs = find_heirs(replica, candidates, instant())
+        if len(heirs) < len(candidates):
+            term.driver.step(SurveyWanted())
+        return heirs
 
     def _ask(self, term: Term, replica: Replica, watched: Watched, now_s: float) -> None:
         """Ask the only voter for what is final, while there is something now and then."""

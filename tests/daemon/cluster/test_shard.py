@@ -11,6 +11,7 @@ import trio
 from basenet.control.surface import ShardState
 from basenet.daemon.cluster import pausing
 from basenet.daemon.cluster import shard as shards
+from basenet.daemon.framer import instant
 from basenet.engine.events import TransferWanted
 from basenet.errors import ConflictError, UnavailableError, UsageError
 from basenet.testing.tracecheck import check_together
@@ -111,6 +112,24 @@ async def test_who_ends_in_order_hands_over_what_is_committed(tmp_path: Path, so
         with pytest.raises(UnavailableError, match="shutting down"):
             await first.shard.capture_now()
         assert first.shard.has_settled()
+
+
+async def test_who_knows_nothing_of_the_others_asks_before_it_hands_over(
+    tmp_path: Path, socket: Path
+) -> None:
+    """As after a restart: on an idle shard nothing tells how far its voters are."""
+    async with joined(tmp_path, socket) as here:
+        first = await born(here)
+        await here.agree()
+        replica = first.term.driver.replica
+        for one in here.others(first):
+            first.term.on_unreachable(one.station.hello)
+        voters = replica.ballot.config.voters
+        assert [replica.is_caught_up(voter, instant()) for voter in voters].count(True) == 1
+        await first.stop()
+        second = await here.writer(but=first)
+        ballot = second.term.driver.replica.ballot
+        assert second.shard.released_at(ballot.epoch, ballot.view) is not None
 
 
 async def test_what_a_deposed_writer_had_alone_is_an_orphan(tmp_path: Path, socket: Path) -> None:
