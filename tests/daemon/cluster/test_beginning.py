@@ -1,6 +1,5 @@
 """A lineage begins in a journal: with the file's state, a fetched one, or not at all."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from basenet.daemon.cluster.beginning import Beginning
 from basenet.daemon.cluster.transfer import FetchedState
 from basenet.errors import UnavailableError
 from basenet.journal.records import ReplicaRecord
-from tests.daemon.cluster.guarding import guardian
 from tests.daemon.cluster.joined import Joined, Member, joined
 from tests.daemon.cluster.nodes import SHARD, eventually
 from tests.sqlite.application import Application
@@ -20,12 +18,6 @@ from tests.sqlite.application import Application
 FIRST, LATE = ("b", "c"), "a"
 """Who votes for the shard ``app`` where two do, and who does not."""
 TABLE = ("PRAGMA journal_mode=WAL", "CREATE TABLE t (x)")
-
-
-@pytest.fixture
-def socket(tmp_path: Path) -> Iterator[Path]:
-    with guardian(tmp_path) as path:
-        yield path
 
 
 async def run(path: Path, *statements: str) -> list[list[object]]:

@@ -5,7 +5,6 @@ import os
 import sqlite3
 import stat
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -44,23 +43,6 @@ from tests.sqlite.replica import Source, content_of
 
 ROOT = Path(__file__).parents[3]
 PAGE_SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
-
-
-@pytest.fixture
-def socket(tmp_path: Path) -> Iterator[Path]:
-    with guardian(tmp_path) as path:
-        yield path
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "app.db"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Iterator[Source]:
-    with closing(Source(tmp_path / "source.db")) as source:
-        yield source
 
 
 # -- begin and end

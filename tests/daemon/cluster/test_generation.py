@@ -1,6 +1,5 @@
 """No commit is called final because another one has its place: `cluster.generation`."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,10 @@ from basenet.engine.effects import Orphan
 from basenet.errors import ConflictError, UnavailableError
 from basenet.units import Lineage, Seq
 from tests.daemon.cluster.alone import Alone, alone
-from tests.daemon.cluster.guarding import guardian
 from tests.daemon.cluster.nodes import eventually
 from tests.daemon.cluster.test_writing import in_thread
 from tests.fakes.branching import SHARD
 from tests.sqlite.application import Application
-
-
-@pytest.fixture
-def socket(tmp_path: Path) -> Iterator[Path]:
-    with guardian(tmp_path) as path:
-        yield path
 
 
 class Written:

@@ -1,6 +1,5 @@
 """What peers send of a shard's frames is counted by what became of it."""
 
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from basenet.units import FrameHash, Seq, ShardId
 from basenet.wire.frame import Frame, encode_frame
 from basenet.wire.payload import CommitPayload
 from tests.daemon.cluster.alone import Alone, alone
-from tests.daemon.cluster.guarding import guardian
 from tests.daemon.cluster.nodes import hello_of
 from tests.daemon.cluster.test_writing import in_thread
 from tests.fakes.branching import SHARD, Branching
@@ -26,12 +24,6 @@ from tests.fakes.chain import signer
 from tests.sqlite.application import Application
 
 PEER = hello_of("b", key=2)
-
-
-@pytest.fixture
-def socket(tmp_path: Path) -> Iterator[Path]:
-    with guardian(tmp_path) as path:
-        yield path
 
 
 def counts_of(intake: Intake) -> dict[str, int]:

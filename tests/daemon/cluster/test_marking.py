@@ -1,7 +1,6 @@
 # ruff: noqa: ASYNC240  (nothing else runs in these event loops)
 """BASE_FENCE=readonly in one node: files marked and cleared, and what a start makes of them."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -34,7 +33,6 @@ from tests.daemon.cluster.files import (
     payload_of,
     whole_of,
 )
-from tests.daemon.cluster.guarding import guardian
 from tests.daemon.cluster.nodes import eventually
 from tests.daemon.cluster.test_writing import in_thread
 from tests.daemon.node import running_node
@@ -44,23 +42,6 @@ from tests.sqlite.replica import Source, content_of
 from tests.sqlite.test_page1 import set_mark
 
 READ_ONLY = "attempt to write a readonly database"
-
-
-@pytest.fixture
-def socket(tmp_path: Path) -> Iterator[Path]:
-    with guardian(tmp_path) as path:
-        yield path
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "app.db"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Iterator[Source]:
-    with closing(Source(tmp_path / "source.db")) as source:
-        yield source
 
 
 def answer(path: Path, statement: str = "INSERT INTO t (v) VALUES (1)") -> str:

@@ -2,7 +2,7 @@
 """Files brought to a state by content, beside applications that read them all the time."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -27,28 +27,10 @@ from tests.daemon.cluster.files import (
     root_of,
     whole_of,
 )
-from tests.daemon.cluster.guarding import guardian
 from tests.sqlite.application import Application, ApplicationError
 from tests.sqlite.replica import Source, content_of
 
 PAGE_SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
-
-
-@pytest.fixture
-def socket(tmp_path: Path) -> Iterator[Path]:
-    with guardian(tmp_path) as path:
-        yield path
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "app.db"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Iterator[Source]:
-    with closing(Source(tmp_path / "source.db")) as source:
-        yield source
 
 
 async def root_now(file: ReplicaFile) -> bytes:

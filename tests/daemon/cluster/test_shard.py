@@ -1,7 +1,6 @@
 """Whole shards of several nodes: born, deposed, cut off, replaced, and at work again."""
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,16 +16,9 @@ from basenet.errors import ConflictError, UnavailableError, UsageError
 from basenet.testing.tracecheck import check_together
 from basenet.testing.traces import collect
 from basenet.wire.message import Vote
-from tests.daemon.cluster.guarding import guardian
 from tests.daemon.cluster.joined import Joined, Member, joined, trace_of
 from tests.daemon.cluster.nodes import SHARD, eventually
 from tests.sqlite.application import Application, ApplicationError
-
-
-@pytest.fixture
-def socket(tmp_path: Path) -> Iterator[Path]:
-    with guardian(tmp_path) as path:
-        yield path
 
 
 async def born(here: Joined) -> Member:

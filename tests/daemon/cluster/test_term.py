@@ -1,7 +1,6 @@
 # ruff: noqa: ASYNC240  (nothing else runs in these event loops)
 """A term over a real journal, file and guardian: strangers, states, and what a crash left."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from basenet.engine.effects import Orphan, ServeFinal
 from basenet.errors import CorruptionError
 from basenet.units import FrameHash, PublicKeyBytes, Seq
 from tests.daemon.cluster.alone import NoPeers, alone
-from tests.daemon.cluster.guarding import guardian
 from tests.daemon.cluster.lines import a_line, at_bench
 from tests.daemon.cluster.nodes import eventually
 from tests.daemon.cluster.test_settling import settle
@@ -31,12 +29,6 @@ from tests.fakes.branching import SHARD
 from tests.sqlite.application import Application
 
 PEER = PublicKeyBytes(b"p" * 32)
-
-
-@pytest.fixture
-def socket(tmp_path: Path) -> Iterator[Path]:
-    with guardian(tmp_path) as path:
-        yield path
 
 
 async def test_an_orphan_is_kept_and_the_file_goes_back(tmp_path: Path, socket: Path) -> None:

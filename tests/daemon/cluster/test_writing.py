@@ -1,9 +1,7 @@
 """The writer's term: every commit in one frame, numbers without gaps, whatever interrupts it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import trio
 
 from basenet.sqlite.recover import scan
@@ -11,15 +9,8 @@ from basenet.wire.frame import Kind
 from basenet.wire.merkle import StateTree
 from basenet.wire.payload import decode_commit_summary
 from tests.daemon.cluster.alone import Alone, alone
-from tests.daemon.cluster.guarding import guardian
 from tests.daemon.cluster.nodes import eventually
 from tests.sqlite.application import Application
-
-
-@pytest.fixture
-def socket(tmp_path: Path) -> Iterator[Path]:
-    with guardian(tmp_path) as path:
-        yield path
 
 
 async def in_thread(app: Application, *statements: str) -> None:
