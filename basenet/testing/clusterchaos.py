@@ -82,6 +82,7 @@ class Outline:
     has_disks: bool = False
     has_clock: bool = False
     has_archive: bool = True
+    is_read_only: bool = False
 
 
 @dataclass(kw_only=True)
@@ -379,6 +380,8 @@ def play(folder: Path, outline: Outline, say: Callable[[str], None]) -> Told:
     """Play one story in ``folder`` and judge it; raises `ClusterStuck` if it does not settle."""
     told = Told(outline=outline)
     environment = {"BASE_FAULT_MODEL": "byzantine"} if outline.is_byzantine else {}
+    if outline.is_read_only:
+        environment["BASE_FENCE"] = "readonly"
     with ExitStack() as on:
         archive: ClusterArchive | None = None
         if outline.has_archive:
@@ -522,12 +525,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--no-archive", action="store_true", help="nobody archives anything")
     parser.add_argument("--byzantine", action="store_true", help="four nodes in every part")
+    parser.add_argument("--readonly", action="store_true", help="BASE_FENCE=readonly in every part")
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
     deadline = time.monotonic() + 60 * options.minutes
     part = 0
     while (left := deadline - time.monotonic()) > 0:
-        # Every third part is a Byzantine cluster.
+        # Every third part is a Byzantine cluster; in every fourth, files are marked read-only.
         is_byzantine = options.byzantine or part % 3 == 2  # noqa: PLR2004
         outline = Outline(
             seed=seed + part,
@@ -537,6 +541,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             has_disks=can_mount() and not options.no_disks,
             has_clock=find_faketime() is not None and (seed + part) % 2 == 0,
             has_archive=not options.no_archive,
+            is_read_only=options.readonly or part % 4 == 1,
         )
         _play_part(outline)
         part += 1
@@ -549,7 +554,8 @@ def _play_part(outline: Outline) -> None:
         f"\nseed {outline.seed}: {outline.nodes} nodes ({model}), {outline.seconds:.0f} s, "
         f"{'disks that fill up' if outline.has_disks else 'no disks of their own'}, "
         f"{'a clock that steps' if outline.has_clock else 'no clock that steps'}, "
-        f"{'an archive' if outline.has_archive else 'no archive'}"
+        f"{'an archive' if outline.has_archive else 'no archive'}, "
+        f"{'files marked read-only' if outline.is_read_only else 'files fenced by locks'}"
     )
     folder = Path(tempfile.mkdtemp(prefix=f"basenet-soak-{outline.seed}-"))
     try:
