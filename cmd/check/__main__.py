@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # Each program is typed on its own: as scripts all of them are the module __main__.
 PROGRAMS = sorted(str(path.parent.relative_to(ROOT)) for path in ROOT.glob("cmd/*/__main__.py"))
 
-# One process a core; the tests of a file stay together, since they may share a daemon.
-PYTEST = ["pytest", "--numprocesses", "auto", "--dist", "loadfile"]
+# One process a core; the tests of a file stay together, since they may share a daemon. The slowest
+# are named: the suites have a time to keep to.
+PYTEST = ["pytest", "--numprocesses", "auto", "--dist", "loadfile", "--durations", "12"]
 
 # A step is one or more calls of a tool. The order is that of the quickest answer.
 GATE = {
