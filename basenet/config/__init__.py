@@ -23,7 +23,19 @@ the network, so a configuration can be checked on any machine.
 ========================  ==============================================================
 """
 
-from basenet.config.loader import ConfigurationError, load
-from basenet.config.model import Config
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from basenet.config.loader import ConfigurationError, load
+    from basenet.config.model import Config
 
 __all__ = ["Config", "ConfigurationError", "load"]
+
+
+def __getattr__(name: str) -> object:
+    """Import what reads all variables when it is asked for: `basenet wait` needs none of it."""
+    if name in __all__:
+        from basenet.config import loader, model  # noqa: PLC0415  (why: above)
+
+        return getattr(model if name == "Config" else loader, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,8 @@
 `control.listeners`        the two addresses: BASE_LISTEN_HTTP and the data directory's socket
 `control.connections`      streams that cannot hang, and no more of them than were allowed
 `control.answers`          facts and exceptions to JSON bodies, status codes and headers
+`control.question`         how far a shard is, and waits for it: how it is asked and answered
+`control.conversation`     a connection from its first byte: what comes with each commit, at once
 `control.boundary`         what every request passes: its id, its size, its client, its last error
 `control.routes`           the paths
 `control.operator`         who may command, and how a command is written in a request

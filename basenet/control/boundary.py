@@ -14,6 +14,7 @@ An exception that nobody below expected is our bug: it is logged whole, and the 
 the id under which to look for it.
 """
 
+import itertools
 import re
 import secrets
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from typing import Final
 
 import structlog
 import trio
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from basenet.control.answers import error_response
@@ -29,7 +31,10 @@ BODY_BYTES_MAX: Final = 64 * 1024
 _BODY_TOO_LARGE: Final = 413
 _INTERNAL: Final = 500
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}\Z")
+# An id must be found again in the log, and is no secret.
+_PROCESS_ID: Final = secrets.token_hex(4)
 
+_numbers = itertools.count()
 _log = structlog.get_logger()
 
 
@@ -46,7 +51,7 @@ class Boundary:
             await self._app(scope, receive, send)
             return
         gone = trio.Event()
-        request_id = _choose_request_id(scope["headers"])
+        request_id = choose_request_id(scope["headers"])
         scope["request_id"], scope["client_gone"] = request_id, gone
         outgoing = _Outgoing(send, request_id, self._get_member())
         async with trio.open_nursery() as nursery:
@@ -62,20 +67,29 @@ class Boundary:
         try:
             await self._app(scope, receive, outgoing.send)
         except Exception:  # noqa: BLE001  (whatever it is, the client gets the error body)
-            _log.exception(
-                "a request failed by a fault of basenet",
-                request_id=request_id,
-                path=scope["path"],
-            )
+            response = report_fault(request_id, scope["path"])
             if outgoing.is_started:
                 return  # half an answer cannot become another; the connection ends here
-            response = error_response(
-                "basenet failed to answer; its log has the details under this request_id",
-                code="internal",
-                status=_INTERNAL,
-                request_id=request_id,
-            )
             await response(scope, receive, outgoing.send)
+
+
+def sign(request_id: str, member: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that every answer carries."""
+    return (
+        (b"x-correlation-id", request_id.encode()),
+        (b"x-base-member", member.encode()),
+    )
+
+
+def report_fault(request_id: str, path: str) -> Response:
+    """Log the exception that is being handled, which is a bug; return what the client is told."""
+    _log.exception("a request failed by a fault of basenet", request_id=request_id, path=path)
+    return error_response(
+        "basenet failed to answer; its log has the details under this request_id",
+        code="internal",
+        status=_INTERNAL,
+        request_id=request_id,
+    )
 
 
 class _Outgoing:
@@ -83,10 +97,7 @@ class _Outgoing:
 
     def __init__(self, send: Send, request_id: str, member: str) -> None:
         self._send = send
-        self._headers = (
-            (b"x-correlation-id", request_id.encode()),
-            (b"x-base-member", member.encode()),
-        )
+        self._headers = sign(request_id, member)
         self.is_started = False
 
     async def send(self, message: Message) -> None:
@@ -113,12 +124,12 @@ async def _refuse_size(scope: Scope, receive: Receive, send: Send, request_id: s
     await response(scope, receive, send)
 
 
-def _choose_request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+def choose_request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """Return the client's id if it can stand in a log line, else a fresh one."""
     given = _get_header(headers, b"x-correlation-id")
     if given is not None and _GIVEN_ID.match(given):
         return given.decode("ascii")
-    return secrets.token_hex(8)
+    return f"{_PROCESS_ID}{next(_numbers) & 0xFFFFFFFF:08x}"
 
 
 def _body_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:

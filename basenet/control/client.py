@@ -18,8 +18,12 @@ import msgspec
 from basenet.config.shards import parse_shards
 from basenet.config.values import Endpoint, parse_endpoint
 from basenet.control.listeners import SOCKET_NAME, socket_address
-from basenet.control.members import MembersCommand
-from basenet.control.operator import COMMAND_HEADER, COMMAND_WORD, LOSS_PARAMETER
+from basenet.control.members import (
+    COMMAND_HEADER,
+    COMMAND_WORD,
+    LOSS_PARAMETER,
+    MembersCommand,
+)
 from basenet.control.reset import ResetCommand
 from basenet.control.surface import Level, NodeStatus, Orphaned, ShardStatus, WaitResult
 from basenet.errors import (

@@ -9,8 +9,9 @@ from ever shutting down, and it accepts without a limit, so one client can take 
 Both are met here, below hypercorn, where a stream is still ours: a send has a deadline of its own,
 and each listener has a budget, so that a flood at the TCP port leaves the operator's socket usable.
 
-A client that is slow to *ask* is met by hypercorn: a connection without a whole request head ends
-with ``keep_alive_timeout``. What it does with a body nobody wants is in `control.boundary`.
+A client that is slow to *ask* is met above, by `control.conversation` and then by hypercorn: a
+connection without a whole request head ends in time. What is done with a body that nobody wants is
+in `control.boundary`.
 """
 
 import socket
@@ -32,7 +33,12 @@ class BoundedStream(trio.abc.HalfCloseableStream):
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
+        self._unread = b""
         self.socket = stream.socket
+
+    def unread(self, data: bytes) -> None:
+        """Put ``data``, which was received, in front of what comes: the next reader gets it."""
+        self._unread = data + self._unread
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send ``data``; raise `trio.BrokenResourceError` when the client does not take it."""
@@ -48,6 +54,11 @@ class BoundedStream(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """See `trio.abc.ReceiveStream`."""
+        if self._unread:
+            await trio.lowlevel.checkpoint()
+            size = len(self._unread) if max_bytes is None else max_bytes
+            data, self._unread = self._unread[:size], self._unread[size:]
+            return data
         return await self._stream.receive_some(max_bytes)
 
     async def send_eof(self) -> None:

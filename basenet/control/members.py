@@ -8,6 +8,10 @@ from typing import Final
 from basenet.errors import UsageError
 from basenet.keys.node import parse_node_id
 
+# How a request says that it is a command, which no page in a browser can.
+COMMAND_HEADER: Final = "x-base-command"
+COMMAND_WORD: Final = "members"
+LOSS_PARAMETER: Final = "final-commits-may-be-lost"
 _LINEAGE: Final = re.compile(r"[0-9a-f]{32}\Z", re.ASCII)
 
 

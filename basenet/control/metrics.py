@@ -153,6 +153,11 @@ NODE_FAMILIES: Final = (
         lambda node, _: node.store_read_bytes,
         is_counter=True,
     ),
+    NodeFamily(
+        "base_clock_step_seconds",
+        "By how much the wall clock was set since the process began; 0 when it agrees again.",
+        lambda node, _: node.clock_step_s,
+    ),
 )
 
 SHARD_FAMILIES: Final = (
@@ -259,6 +264,12 @@ SHARD_FAMILIES: Final = (
         "Times that objects which were archived were found deleted.",
         lambda s: s.archive_losses,
         is_counter=True,
+    ),
+    ShardFamily(
+        "base_retention_watched_seconds",
+        "For how long the archive has been watched: what is younger cannot expire.",
+        lambda s: s.retention_watched_s,
+        min,
     ),
     ShardFamily(
         "base_restore_verified_timestamp_seconds",

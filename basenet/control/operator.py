@@ -26,14 +26,17 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 from basenet.config.values import parse_switch
-from basenet.control.members import MembersCommand, MembersVerb
+from basenet.control.members import (
+    COMMAND_HEADER,
+    COMMAND_WORD,
+    LOSS_PARAMETER,
+    MembersCommand,
+    MembersVerb,
+)
 from basenet.control.reset import Keep, ResetCommand
 from basenet.control.surface import Forbidden
 from basenet.errors import NotFoundError, UsageError
 
-COMMAND_HEADER: Final = "x-base-command"
-COMMAND_WORD: Final = "members"
-LOSS_PARAMETER: Final = "final-commits-may-be-lost"
 _PARAMETERS: Final = frozenset({"node", "lineage", LOSS_PARAMETER})
 _RESET_PARAMETERS: Final = frozenset({"keep", "force"})
 

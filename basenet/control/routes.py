@@ -18,15 +18,15 @@
 ===============================  ============================================================
 
 Everything but the last two is a GET and changes nothing. A query that is not understood is refused,
-not ignored: a misspelt ``level`` must not look like an answered wait. No cross-origin header is
-ever sent, so a web page cannot read what its visitor's loopback says.
+not ignored. No cross-origin header is ever sent, so a web page cannot read what its visitor's
+loopback says. The shard's own path and its wait are mostly answered before they come here, by
+`control.conversation`; `control.question` is what both say.
 
 Headers, where they apply: X-Base-Member is the node that answered, X-Base-Shard the shard,
 X-Base-Seq the seq up to which it is final here, X-Base-Lag how many captured frames are not.
 """
 
 import contextlib
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -39,7 +39,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from basenet.config.values import parse_duration, parse_switch
 from basenet.control.answers import (
     LongResponse,
     encode_long,
@@ -48,33 +47,28 @@ from basenet.control.answers import (
     json_response,
 )
 from basenet.control.boundary import Boundary
-from basenet.control.cookie import parse_cookie
 from basenet.control.metrics import Exposition
 from basenet.control.operator import check_operator, parse_command, parse_reset
-from basenet.control.slices import Shared, visit
-from basenet.control.surface import (
-    Level,
-    LineageMismatch,
-    NotCaughtUp,
-    Orphaned,
-    ShardRole,
-    ShardStatus,
-    Surface,
-    WaitResult,
+from basenet.control.question import (
+    answer_status,
+    answer_wait,
+    check_query,
+    get_default_level,
+    parse_wait,
+    refuse,
+    shard_headers,
 )
-from basenet.errors import BasenetError, UnavailableError, UsageError
-from basenet.units import Seq, ShardId
+from basenet.control.slices import Shared, visit
+from basenet.control.surface import Level, ShardRole, ShardStatus, Surface
+from basenet.errors import BasenetError, UnavailableError
+from basenet.units import ShardId
 
 HEALTH_SECONDS_MAX: Final = 2.0
-WAIT_SECONDS_DEFAULT: Final = 30.0
-WAIT_SECONDS_MAX: Final = 3600.0
-SEQ_MAX: Final = 2**64 - 1
-_WAIT_QUERY: Final = frozenset({"seq", "now", "cookie", "generation", "level", "timeout"})
 _CLIENT_GONE: Final = 499  # nobody reads it; the number is nginx's word for just this
 _WORDS: Final = {404: "not_found", 405: "method_not_allowed"}
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
-_Result = TypeVar("_Result", WaitResult, str)
+_Result = TypeVar("_Result", Response, str)
 
 
 def build_app(surface: Surface, closing: trio.Event, *, listens_at: str) -> Starlette:
@@ -127,9 +121,7 @@ class _Paths:
         """Ask for the node's constants before the first request is let in."""
         node = self._surface.node_status()
         self._node_id = node.node_id
-        # Alone, a journal is no more than the disk that the database lies on.
-        if node.network == "standalone" and node.archive is not None:
-            self._level = Level.ARCHIVED
+        self._level = get_default_level(node)
         yield
 
     def get_member(self) -> str:
@@ -138,7 +130,7 @@ class _Paths:
 
     async def healthz(self, request: Request) -> Response:
         """Answer whether the process and its journal are alive."""
-        _check_query(request, frozenset())
+        _check_query(request)
         with trio.move_on_after(HEALTH_SECONDS_MAX) as scope:
             await self._surface.check_health()
         if scope.cancelled_caught:
@@ -150,7 +142,7 @@ class _Paths:
 
     async def readyz(self, request: Request) -> Response:
         """Answer whether the node does what it was configured to do."""
-        _check_query(request, frozenset())
+        _check_query(request)
         node = self._surface.node_status()
         if node.ready:
             return json_response({"ready": True, "reasons": []})
@@ -166,7 +158,7 @@ class _Paths:
 
     async def members(self, request: Request) -> Response:
         """Answer in the form that the followed system's clients read, and a little more."""
-        _check_query(request, frozenset())
+        _check_query(request)
         return LongResponse(await self._members.get())
 
     async def _tell_members(self) -> list[bytes]:
@@ -195,7 +187,7 @@ class _Paths:
 
     async def shards(self, request: Request) -> Response:
         """Answer with the node and all its shards."""
-        _check_query(request, frozenset())
+        _check_query(request)
         return LongResponse(await self._shards.get())
 
     async def _tell_shards(self) -> list[bytes]:
@@ -209,38 +201,25 @@ class _Paths:
 
     async def shard(self, request: Request) -> Response:
         """Answer with one shard."""
-        _check_query(request, frozenset())
-        status = self._surface.shard_status(request.path_params["shard"])
-        lag = max(0, status.captured_seq - status.final_seq)
-        return json_response(status, headers=_shard_headers(status.shard, status.final_seq, lag))
+        _check_query(request)
+        return answer_status(self._surface, request.path_params["shard"])
 
     async def wait(self, request: Request) -> Response:
         """Answer when a commit is safe, when the time is up, or when the daemon closes."""
-        _check_query(request, _WAIT_QUERY)
-        seq, lineage = _parse_target(request)
-        level = _parse_level(request.query_params.get("level"), self._level)
-        timeout_s = _parse_timeout(request.query_params.get("timeout"))
-        generation = request.query_params.get("generation") or None
-        status = self._surface.shard_status(request.path_params["shard"])
-        shard = status.shard
-        _check_lineage(shard, lineage, status.lineage)
-        result = await self._run_while(
+        query = request.query_params.multi_items()
+        wait = parse_wait(request.url.path, request.path_params["shard"], query)
+        response = await self._run_while(
             request.scope["client_gone"],
-            lambda: self._surface.wait(shard, seq, level, timeout_s, generation),
+            lambda: answer_wait(self._surface, wait, self._level),
         )
-        if result is None:
-            return self._unanswered("the wait")
-        # It may have become a child lineage meanwhile, or have had none at first.
-        _check_lineage(shard, lineage, result.lineage)
-        lag = max(0, result.seq - result.final_seq)
-        return json_response(result, headers=_shard_headers(result.shard, result.final_seq, lag))
+        return self._unanswered("the wait") if response is None else response
 
     async def writer(self, request: Request) -> Response:
         """Answer who the writer is: itself with 200, else by sending the client there."""
-        _check_query(request, frozenset())
+        _check_query(request)
         status = self._surface.shard_status(request.path_params["shard"])
         lag = max(0, status.captured_seq - status.final_seq)
-        headers = _shard_headers(status.shard, status.final_seq, lag)
+        headers = shard_headers(status.shard, status.final_seq, lag)
         if status.role is not ShardRole.WRITER:
             if status.writer is None or status.writer_endpoint is None:
                 raise UnavailableError(_explain_no_writer(status, self._node_id))
@@ -312,45 +291,9 @@ class _Paths:
         return result
 
 
-def _check_query(request: Request, known: frozenset[str]) -> None:
-    """Raise `UsageError` for a name that the path does not know or that comes twice."""
-    names = [name for name, _ in request.query_params.multi_items()]
-    for name in names:
-        if name not in known:
-            hint = f"it knows {', '.join(sorted(known))}" if known else "it knows none"
-            raise UsageError(f"{request.url.path} has no query parameter {name[:64]!r}: {hint}")
-        if names.count(name) > 1:
-            raise UsageError(f"the query parameter {name!r} is given twice: give it once")
-
-
-def _parse_target(request: Request) -> tuple[Seq | None, str | None]:
-    """Return the seq to wait for, None for now, and how its lineage begins, None for any."""
-    given = {name: request.query_params.get(name) for name in ("seq", "now", "cookie")}
-    if given["now"] is not None and not parse_switch(given["now"]):
-        given["now"] = None
-    said = [(name, text) for name, text in given.items() if text is not None]
-    if len(said) > 1:
-        raise UsageError("a wait is for seq=N, for now=1 or for a cookie: leave one of them out")
-    if not said:
-        raise UsageError("a wait needs its commit: seq=N, cookie=..., or now=1 for the present one")
-    name, text = said[0]
-    if name == "now":
-        return None, None
-    if name == "cookie":
-        lineage, seq = parse_cookie(text)
-        return seq, lineage
-    if not re.match(r"[0-9]{1,20}\Z", text, re.ASCII) or int(text) > SEQ_MAX:
-        raise UsageError(f"seq={text[:64]!r} is not a seq: write a whole number, such as seq=42")
-    return Seq(int(text)), None
-
-
-def _check_lineage(shard: str, expected: str | None, present: str | None) -> None:
-    """Raise `LineageMismatch` unless ``present``, if known, begins with ``expected``, if given."""
-    if expected and present and not present.startswith(expected):
-        raise LineageMismatch(
-            f"the cookie is of the lineage {expected}..., and shard {shard} is of {present}: what "
-            "it names was written in another history; read again without it"
-        )
+def _check_query(request: Request) -> None:
+    """Raise `UsageError` for a query: the path knows none."""
+    check_query(request.url.path, request.query_params.multi_items(), frozenset())
 
 
 def _base_url(endpoint: str) -> str:
@@ -373,33 +316,6 @@ def _explain_no_writer(status: ShardStatus, node_id: str) -> str:
     )
 
 
-def _parse_level(text: str | None, default: Level) -> Level:
-    if text is None:
-        return default
-    try:
-        return Level(text)
-    except ValueError as error:
-        raise UsageError(
-            f"level={text[:64]!r} is no level: write archived, final or applied"
-        ) from error
-
-
-def _parse_timeout(text: str | None) -> float:
-    """Return seconds; a bare number counts as seconds, too."""
-    if text is None:
-        return WAIT_SECONDS_DEFAULT
-    seconds = parse_duration(text[:64] + "s" if text[-1:].isdecimal() else text[:64])
-    if seconds > WAIT_SECONDS_MAX:
-        raise UsageError(
-            f"timeout={text[:64]!r} is too long: wait at most {WAIT_SECONDS_MAX:g}s, then ask again"
-        )
-    return seconds
-
-
-def _shard_headers(shard: str, final_seq: int, lag: int) -> dict[str, str]:
-    return {"x-base-shard": shard, "x-base-seq": str(final_seq), "x-base-lag": str(lag)}
-
-
 def _progress(shard: ShardStatus) -> dict[str, object]:
     return {
         "state": shard.state,
@@ -417,13 +333,7 @@ def _progress(shard: ShardStatus) -> dict[str, object]:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, BasenetError), "registered for these only"
-    shard = request.path_params.get("shard")
-    more: dict[str, object] = {"shard": shard} if shard is not None else {}
-    if isinstance(error, NotCaughtUp):
-        more["target_seq"] = error.target_seq
-    if isinstance(error, Orphaned):
-        more["bundles"] = error.bundles
-    return exception_response(error, request_id=request.scope["request_id"], **more)
+    return refuse(error, request.path_params.get("shard"), request.scope["request_id"])
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

@@ -3,9 +3,11 @@
 Theory of operation
 ===================
 
-hypercorn speaks HTTP on each stream (`TCPServer`) and drives the application's lifespan; accepting,
-bounding and ending are ours (`control.connections` says why). It starts no periodic task: an idle
-connection costs one timer, an idle server nothing, so it never wakes the machine.
+Each stream begins as a `control.conversation`, which answers what is asked at each commit; whatever
+else is asked on it, hypercorn speaks HTTP from there on (`TCPServer`) and drives the application's
+lifespan. Accepting, bounding and ending are ours (`control.connections` says why). No periodic task
+is started: an idle connection costs one timer, an idle server nothing, so it never wakes the
+machine.
 
 The end, when ``stop`` is set, in this order:
 
@@ -29,6 +31,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, LifespanState
 
 from basenet.control.connections import BoundedListener, BoundedStream, Connections
+from basenet.control.conversation import HEAD_BYTES_MAX, Desk
 from basenet.control.listeners import Listeners
 from basenet.control.routes import build_app
 from basenet.control.surface import Surface
@@ -38,7 +41,6 @@ KEEP_ALIVE_SECONDS: Final = 15.0  # for an idle connection, and for one that is 
 TCP_CONNECTIONS_MAX: Final = 256
 UNIX_CONNECTIONS_MAX: Final = 64
 _LIFESPAN_SECONDS: Final = 10.0
-_HEAD_BYTES_MAX: Final = 16 * 1024
 
 
 def announce_on_stdout(line: str) -> None:
@@ -72,8 +74,9 @@ async def serve(
             await lifespan.wait_for_startup()
             if listeners.announcement is not None:
                 announce(listeners.announcement)
+            front = _Front(app, config, state, Desk(surface, patience_s=KEEP_ALIVE_SECONDS))
             await _serve_connections(
-                app, config, state, listeners, stop=stop, grace_s=grace_s, task_status=task_status
+                front, listeners, stop=stop, grace_s=grace_s, task_status=task_status
             )
             await lifespan.wait_for_shutdown()
             nursery.cancel_scope.cancel()
@@ -88,28 +91,45 @@ def _configure() -> HypercornConfig:
     config.errorlog = None
     config.include_server_header = False
     config.keep_alive_timeout = KEEP_ALIVE_SECONDS
-    config.h11_max_incomplete_size = _HEAD_BYTES_MAX
+    config.h11_max_incomplete_size = HEAD_BYTES_MAX
     config.startup_timeout = _LIFESPAN_SECONDS
     config.shutdown_timeout = _LIFESPAN_SECONDS
     return config
 
 
+class _Front:
+    """What every accepted stream meets."""
+
+    def __init__(
+        self, app: AppWrapper, config: HypercornConfig, state: LifespanState, desk: Desk
+    ) -> None:
+        self._app = app
+        self._config = config
+        self._state = state
+        self._desk = desk
+        self._context = WorkerContext(None)
+
+    async def handle(self, stream: BoundedStream) -> None:
+        """Serve one client until its connection ends."""
+        if await self._desk.converse(stream):
+            state = ConnectionState(self._state.copy())
+            server = TCPServer(self._app, self._config, self._context, state, stream)  # type: ignore[arg-type]  # (typed for TLS, works by duck)
+            await server.run()
+
+    async def close(self) -> None:
+        """Let idle clients go, and end every wait."""
+        self._desk.close()
+        await self._context.terminated.set()
+
+
 async def _serve_connections(
-    app: AppWrapper,
-    config: HypercornConfig,
-    state: LifespanState,
+    front: _Front,
     listeners: Listeners,
     *,
     stop: trio.Event,
     grace_s: float,
     task_status: trio.TaskStatus[None],
 ) -> None:
-    context = WorkerContext(None)
-
-    async def handle(stream: BoundedStream) -> None:
-        connection_state = ConnectionState(state.copy())
-        await TCPServer(app, config, context, connection_state, stream).run()  # type: ignore[arg-type]  # (typed for TLS, works by duck)
-
     budgets = [
         (listeners.tcp, Connections(TCP_CONNECTIONS_MAX)),
         (listeners.unix, Connections(UNIX_CONNECTIONS_MAX)),
@@ -121,7 +141,7 @@ async def _serve_connections(
                     await accepting.start(
                         partial(
                             trio.serve_listeners,
-                            connections.bound(handle),
+                            connections.bound(front.handle),
                             [BoundedListener(listening)],
                             handler_nursery=open_connections,
                         )
@@ -129,7 +149,7 @@ async def _serve_connections(
                 task_status.started()
                 await stop.wait()
                 accepting.cancel_scope.cancel()
-            await context.terminated.set()
+            await front.close()
             watching.start_soon(_end, open_connections.cancel_scope, budgets, grace_s)
         watching.cancel_scope.cancel()
 

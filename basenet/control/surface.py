@@ -153,6 +153,7 @@ class ShardStatus(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     last_snapshot_seq: int | None = None
     last_restore_point_ns: int | None = None  # capture time of the newest commit a restore reaches
     archive: str = "off"  # a sentence or "off" or "ok"
+    retention: str = "off"  # by which witness history expires, in a sentence
     archive_epoch: int = 0  # 0: no lease was taken yet
     proof: str = "off"  # how the last proof of the archive went, in a sentence
     proof_verified_ns: int | None = None  # when a moment was last restored from the archive
@@ -174,7 +175,9 @@ class ShardStatus(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     unfinal_bytes: int = 0
     unfinal_ms: float = 0.0  # age of the oldest of them; 0: none
     fence: FenceState = FenceState.NONE
+    is_read_only: bool = False  # the file carries the mark of BASE_FENCE=readonly
     orphans: int = 0  # orphan bundles of this shard in the data directory
+    now_ns: int | None = None  # the moment at which this was told; None: in a scrape
 
     @property
     def apply_lag(self) -> int:
@@ -214,6 +217,7 @@ class NodeStatus:
     uptime_s: float
     archive: str | None  # URL without secrets; None: off
     public_key: str | None = None  # ed25519:<base64>, the key a restore must trust
+    clock_step_s: float = 0.0  # by how much the host's clock was set since the process began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +248,7 @@ class ShardMetrics(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     leases_lost: int = 0  # a lease of ours went to somebody else
     archive_losses: int = 0  # objects that we had archived were found deleted
     proof_failures: int = 0  # proofs of the archive that failed
+    retention_watched_s: float | None = None  # for how long the archive has been watched
     proof_seconds: float | None = None  # how long the last one that succeeded took
     frames_ingested: int = 0  # the following six need peers: 0 is the truth in standalone
     frames_duplicate: int = 0
@@ -276,6 +281,7 @@ class NodeMetrics:
     store_calls: Mapping[str, int] = field(default_factory=dict)  # put, get, list, delete
     store_written_bytes: int = 0
     store_read_bytes: int = 0
+    clock_step_s: float = 0.0  # by how much the host's clock was set since the process began
 
 
 class NotCaughtUp(UnavailableError):  # noqa: N818  (the word of the HTTP error body)

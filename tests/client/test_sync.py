@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypercorn.trio.tcp_server import TCPServer
 
 from basenet.client import (
     CommitOrphaned,
@@ -20,6 +21,7 @@ from basenet.client import (
     sync,
     waiting,
 )
+from basenet.control import server
 from basenet.control.surface import Orphaned
 from basenet.errors import UnavailableError, UsageError
 from tests.fakes.served import served_in_thread
@@ -48,6 +50,26 @@ def database(surface: FakeSurface, tmp_path: Path) -> Iterator[sync.Connection]:
 def rows(tmp_path: Path) -> list[Any]:
     with closing(sqlite3.connect(tmp_path / "app.db")) as other:
         return other.execute("select text from note order by id").fetchall()
+
+
+def test_its_own_connection_is_one_that_is_answered_at_once(
+    database: sync.Connection, surface: FakeSurface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks nothing that would hand it over; only which shard it is, is asked elsewhere."""
+    handed_over: list[object] = []
+
+    class Counted(TCPServer):
+        def __init__(self, *arguments: Any) -> None:
+            handed_over.append(self)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(server, "TCPServer", Counted)
+    monkeypatch.setattr(waiting, "_FRESH_SECONDS", 0.0)  # the generation is asked for each time
+    for text in "abc":
+        with database:
+            database.execute("insert into note (text) values (?)", (text,))
+    assert len(surface.waits) == 3
+    assert len(handed_over) == 1
 
 
 def test_a_commit_waits_for_its_level(database: sync.Connection, surface: FakeSurface) -> None:

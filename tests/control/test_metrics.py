@@ -98,7 +98,8 @@ def full_surface(count: int = 1, **changes: Any) -> FakeSurface:
     held = Histogram()
     held.observe(0.002)
     surface.lock_held = {"checkpoint": held.get_sample()}
-    surface.shard_counters = {**surface.shard_counters, "proof_seconds": 1.5}
+    measured = {"proof_seconds": 1.5, "retention_watched_s": 3600.0}
+    surface.shard_counters = {**surface.shard_counters, **measured}
     return surface
 
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 import trio
 
-from basenet.control import routes
+from basenet.control import question, routes
 from basenet.control.slices import SHARDS_AT_ONCE
 from basenet.control.surface import NodeStatus, Orphaned, ShardRole, ShardState, ShardStatus
 from basenet.errors import NotFoundError, UnavailableError
@@ -243,7 +243,7 @@ async def test_a_wait_for_what_is_safe_returns_at_once(tmp_path: Path) -> None:
     }
     assert answer.headers["x-base-shard"] == "app"
     assert answer.headers["x-base-seq"] == "11"
-    assert surface.waits == [("app", 9, "archived", routes.WAIT_SECONDS_DEFAULT)]
+    assert surface.waits == [("app", 9, "archived", question.WAIT_SECONDS_DEFAULT)]
 
 
 @pytest.mark.parametrize(
