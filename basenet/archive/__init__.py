@@ -7,7 +7,7 @@
                takeover: where the next writer goes on     (several nodes)
                pageset -> layout -> snapshot -> publish    page sets;   schedule: when
                compaction -> compact                       small log objects become larger ones
-               retention -> prune                          what no kept moment needs
+               watch -> cutoff -> retention -> prune       what no kept moment needs
     reading    catalog -> lineage, stretch -> plan -> survey
                fetch -> setreader, replay -> place         restore;   partial: broken off
                overlay -> past; ranges                     query; which moments there are

@@ -22,6 +22,11 @@ from basenet.archive.port import Entry, Store
 from basenet.errors import NotFoundError, UsageError
 from basenet.units import Lineage, ShardId, is_shard_id
 
+
+class EmptyArchive(NotFoundError):  # noqa: N818  (states a fact; the kind is in the base)
+    """There is nothing in it: no service, no shard."""
+
+
 # The character behind "/": the first name that is beyond everything in a folder.
 _AFTER_FOLDER = "0"
 
@@ -215,5 +220,7 @@ async def _explain_absence(
     elif services := await list_services(store):
         rest = f"the services in it are {', '.join(services)}: choose one with --service"
     else:
-        rest = "there is nothing in it"
+        return EmptyArchive(
+            f"{store.url} holds {wanted} of service {service!r}; there is nothing in it"
+        )
     return NotFoundError(f"{store.url} holds {wanted} of service {service!r}; {rest}")

@@ -18,7 +18,8 @@ to that file, because a replacement puts another file in its place; if not, he s
 the new one. There is no lock file that could be left behind, be deleted, or need a name.
 
 A crash can leave temporary files. They are never listed, and the next writer removes those that
-are older than a day.
+are older than a day by the wall clock: should that be wrong, a write that is under way fails and is
+tried again.
 """
 
 import errno
@@ -74,6 +75,7 @@ _IN_THE_WAY = (
     StoreRefused,
     "{what} is in the way of object {name} in {where}: give the archive a directory of its own",
 )
+_NO_DIRECTORY = "{what} is a file and no directory: give the archive a directory of its own"
 _FULL = (StoreUnavailable, "{where} is full: make room in it, or raise its quota")
 _SENTENCES: Final[dict[int | None, tuple[type[BasenetError], str]]] = {
     errno.ENOSPC: _FULL,
@@ -218,10 +220,10 @@ class DirectoryTree:
         """See `Store.get`."""
         with self._opened(name) as file:
             modified_ns = os.fstat(file).st_mtime_ns
-            now_ns = time.time_ns()
             data = read_descriptor(file)
+        # A directory has no clock: ours may be years ahead of the one that wrote the file.
         return Object(
-            data=data, token=_compute_token(data), modified_ns=modified_ns, server_now_ns=now_ns
+            data=data, token=_compute_token(data), modified_ns=modified_ns, server_now_ns=None
         )
 
     def get_data(self, name: str) -> bytes:
@@ -358,10 +360,15 @@ class DirectoryTree:
             yield
         except OSError as error:
             kind, sentence = _SENTENCES.get(error.errno, _ELSE)
+            what = _find_in_the_way(Path(error.filename)) if error.filename else name
+            if what == self.root and sentence is _IN_THE_WAY[1]:
+                sentence = _NO_DIRECTORY
+            elif isinstance(what, Path) and what.name.startswith(TEMPORARY_PREFIX):
+                what = "a new file"
             raise kind(
                 sentence.format(
                     where=f"the archive directory {self.root}",
-                    what=_find_in_the_way(Path(error.filename)) if error.filename else name,
+                    what=what,
                     name=name,
                     reason=error.strerror,
                     user=os.geteuid(),

@@ -283,10 +283,13 @@ class EncryptedStore(WrappedStore):
     def _open(self, header: Header) -> Opened:
         opened = open_header(header, self._keyring.identities)
         if opened is None:
+            wanted = ", ".join(key_id.hex() for key_id, _ in header.slots)
+            held = ", ".join(one.recipient.key_id.hex() for one in self._keyring.identities)
             raise StoreRefused(
-                f"{header.name} in {self.url} is encrypted for {len(header.slots)} recipients, and "
-                "no identity in BASE_ARCHIVE_IDENTITY is one of them: name the right file, and "
-                "keep older identities in it"
+                f"{header.name} in {self.url} is encrypted for the key ids {wanted}, and no "
+                "identity in BASE_ARCHIVE_IDENTITY is one of them: name the right file, and keep "
+                f"older identities in it (it has {held}; `basenet keys age --show FILE` tells "
+                "those of a file)"
             )
         return opened
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from basenet.archive.fetch import Fetcher
 from basenet.archive.names import ShardNames
@@ -19,6 +20,9 @@ class Problem:
 
     object: str
     sentence: str
+
+
+_AHEAD_NS: Final = 60_000_000_000
 
 
 class Meter:
@@ -39,8 +43,8 @@ class Meter:
 class Inspection:
     """One pass over one shard: what it works with, and what it has found so far.
 
-    ``horizon_ns``: what retention may have deleted is older. ``has_lost_objects``: an object that
-    was listed was gone when it was read.
+    ``horizon_ns``: what retention may have deleted is older; ``present_ns``: now.
+    ``has_lost_objects``: an object that was listed was gone when it was read.
     """
 
     def __init__(
@@ -50,18 +54,28 @@ class Inspection:
         fetcher: Fetcher,
         trusted: frozenset[PublicKeyBytes],
         horizon_ns: int,
+        present_ns: int,
         meter: Meter,
     ) -> None:
         self.names = names
         self.fetcher = fetcher
         self.trusted = trusted
-        self.horizon_ns = horizon_ns
+        self._horizon_ns = horizon_ns
+        self._present_ns = present_ns
         self.meter = meter
         self.notes: list[str] = []
         # By part; what several page sets share is verified once.
         self.verified_blocks: dict[str, frozenset[bytes]] = {}
         self.has_lost_objects = False
         self._problems: dict[Problem, None] = {}  # in order, each once
+
+    def may_have_expired(self, timestamp_ns: int) -> bool:
+        """Return whether retention may have deleted what lies below a page set of that time.
+
+        It goes by the time that it watched: a timestamp of the future, by which a wall clock was
+        once ahead, says nothing of how old something is.
+        """
+        return timestamp_ns <= self._horizon_ns or timestamp_ns > self._present_ns + _AHEAD_NS
 
     @property
     def problems(self) -> tuple[Problem, ...]:

@@ -225,7 +225,7 @@ class LineageInspector:
         left_at, head = self._limits.left_at, self._walk.head
         if left_at is None or first <= left_at:
             return False
-        return head is None or head.timestamp_ns <= self._inspection.horizon_ns
+        return head is None or self._inspection.may_have_expired(head.timestamp_ns)
 
     # Page sets.
 

@@ -16,9 +16,15 @@ from basenet.wire.merkle import group_count
 class Overlay:
     """What a `Follower` hands on, by page."""
 
-    def __init__(self, folder: Path, page_size: int, db_pages: int) -> None:
-        """Lay nothing over a page set of ``db_pages`` pages; pages are spooled into ``folder``."""
+    def __init__(
+        self, folder: Path, page_size: int, db_pages: int, *, is_folder_free: bool = False
+    ) -> None:
+        """Lay nothing over a page set of ``db_pages`` pages; pages are spooled into ``folder``.
+
+        ``is_folder_free``: it is where TMPDIR leads, and not where a copy lies.
+        """
         self._folder = folder
+        self._is_folder_free = is_folder_free
         self._spool: PageSpool | None = None
         self._held: set[int] = set()
         self._resized: set[int] = set()
@@ -60,10 +66,7 @@ class Overlay:
             try:
                 self._spool.put(pgnos[index], view[index * size : (index + 1) * size])
             except UnavailableError as error:
-                raise UnavailableError(
-                    f"the pages that changed since the snapshot do not fit into {self._folder}: "
-                    "make room there, or name another directory in TMPDIR"
-                ) from error
+                raise self._explain() from error
             self._held.add(pgnos[index])
 
     def pgnos(self) -> list[int]:
@@ -78,7 +81,16 @@ class Overlay:
         """Return the newest image of ``pgno``, or None if the page set's counts."""
         if self._spool is None or pgno not in self._held:
             return None
-        return self._spool.get(pgno)
+        try:
+            return self._spool.get(pgno)
+        except UnavailableError as error:
+            raise self._explain() from error
+
+    def _explain(self) -> UnavailableError:
+        elsewhere = ", or name another directory in TMPDIR" if self._is_folder_free else ""
+        return UnavailableError(
+            f"the pages that changed do not fit into {self._folder}: make room there{elsewhere}"
+        )
 
     def touched_groups(self) -> list[int]:
         """Return the groups that may differ from those of the page set, ascending."""

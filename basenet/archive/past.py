@@ -340,13 +340,15 @@ async def _build(  # noqa: PLR0917  (all of `open_past`'s)
     cache_bytes_max: int,
 ) -> Past:
     plan = await survey.make_plan(wish, trusted)
-    reader, overlay = None, Overlay(folder, 0, 0)
+    reader, overlay = None, Overlay(folder, 0, 0, is_folder_free=True)
     if plan.base is not None:
         base = plan.base
         index = None if base.index is None else await fetcher.get(base.index.name)
         name = base.item.name if base.index is None else base.index.name
         reader = await trio.to_thread.run_sync(SetReader, base.facts, index, name)
-        overlay = Overlay(folder, reader.pages.page_size, reader.pages.db_pages)
+        overlay = Overlay(
+            folder, reader.pages.page_size, reader.pages.db_pages, is_folder_free=True
+        )
     try:
         follower = Follower(plan, overlay)
         if plan.base is not None:

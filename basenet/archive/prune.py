@@ -6,6 +6,11 @@ on the listing without the objects that are to go: if either cannot be planned a
 deleted and the sentence says why. A pass that is broken off (a crash, a store that fails) leaves an
 archive that restores every kept moment; the next pass goes on.
 
+How old anything is, the wall clock does not say, unless the operator believes it for one pass
+(`basenet.archive.watch`). Ages of what nothing names are the store's to tell; where it does not, it
+is counted from when this process first saw them. (What a merged object covers is not lost with the
+covered ones, so there a file's time is enough.)
+
 Snapshots and retention of one shard are the business of one task, one after the other.
 """
 
@@ -17,26 +22,36 @@ from typing import Final
 import trio
 
 from basenet.archive.catalog import Catalog, LogItem, make_catalog
-from basenet.archive.clock import SECOND_NS, SYSTEM_CLOCK, Clock
+from basenet.archive.clock import SECOND_NS, SYSTEM_CLOCK, Clock, Reading
+from basenet.archive.cutoff import (
+    NOTHING_EXPIRED,
+    Cutoff,
+    Witness,
+    find_newest_old,
+    find_watched,
+)
 from basenet.archive.facts import LogFacts, SetFacts, make_log_facts, open_log, open_set
 from basenet.archive.fetch import Fetcher
 from basenet.archive.lease import Lease
 from basenet.archive.lineage import Reach, make_line
 from basenet.archive.names import ShardNames
 from basenet.archive.plan import Wish, find_genesis, list_lineages
-from basenet.archive.port import Entry, Store, StoreNotFound, StoreRefused
+from basenet.archive.port import Entry, Object, Store, StoreNotFound, StoreRefused
 from basenet.archive.retention import (
+    GARBAGE_AGE_NS,
     Deletion,
     Kind,
     RetentionFacts,
     RetentionPlan,
     Why,
     find_strays,
+    is_complete,
     plan_retention,
 )
 from basenet.archive.stretch import find_covered
 from basenet.archive.survey import Survey, read_tip_data
 from basenet.archive.trust import Genesis
+from basenet.archive.watch import Watch
 from basenet.errors import (
     BasenetError,
     ConflictError,
@@ -55,12 +70,16 @@ _DELETES_PER_LEASE: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneReport:
-    """What a pass did; of a dry run: what it would do. ``is_whole``: nothing was left for later."""
+    """What a pass did; of a dry run: what it would do. ``is_whole``: nothing was left for later.
+
+    ``cutoff``: up to where history has expired, and who says so.
+    """
 
     plan: RetentionPlan
     deleted: int
     deleted_bytes: int
     is_whole: bool
+    cutoff: Cutoff = NOTHING_EXPIRED
 
 
 class Pruner:
@@ -78,11 +97,18 @@ class Pruner:
         fetcher: Fetcher | None = None,
         clock: Clock = SYSTEM_CLOCK,
         list_merged_ns: Callable[[], Mapping[str, int]] | None = None,
+        watch: Watch | None = None,
+        is_by_clock: bool = False,
     ) -> None:
         """``lineage`` is the one that is written; the line that leads to it is pruned.
 
         ``list_merged_ns``: the ages of the merged objects that this process has stored, by name.
+        ``watch``: how old the history is at least; without one only the store can tell.
+        ``is_by_clock``: an operator says that the wall clock is right.
         """
+        self._watch = watch or Watch(clock=clock)
+        self._is_by_clock = is_by_clock
+        self._first_seen: dict[str, Reading] = {}
         self._list_merged_ns = list_merged_ns
         self._store = store
         self._names = names
@@ -105,7 +131,7 @@ class Pruner:
         catalog = make_catalog(self._names, entries)
         if self._lineage not in list_lineages(catalog):
             return PruneReport(plan=NOTHING, deleted=0, deleted_bytes=0, is_whole=True)
-        facts = await self._read_facts(catalog)
+        facts, cutoff = await self._read_facts(catalog)
         plan = plan_retention(facts)
         if config_logs := await self._find_config_logs(facts, plan):
             plan = plan_retention(replace(facts, config_logs=config_logs))
@@ -119,11 +145,12 @@ class Pruner:
             deleted=len(chosen),
             deleted_bytes=sum(deletion.size for deletion in chosen),
             is_whole=len(chosen) == len(plan.deletions),
+            cutoff=cutoff,
         )
 
     # What the plan needs to know.
 
-    async def _read_facts(self, catalog: Catalog) -> RetentionFacts:
+    async def _read_facts(self, catalog: Catalog) -> tuple[RetentionFacts, Cutoff]:
         geneses = {
             lineage: await self._read_genesis(catalog, lineage)
             for lineage in list_lineages(catalog)
@@ -142,11 +169,53 @@ class Pruner:
             sets=await self._read_sets(catalog, line),
             config_logs=frozenset(),
             ages_ns={},
-            now_ns=self._clock.wall_ns(),
-            retention_ns=self._retention_ns,
+            cutoff_ns=NOTHING_EXPIRED.moment,
+            garbage_cutoff_ns=NOTHING_EXPIRED.moment,
         )
-        ages_ns = await self._read_ages(find_strays(facts)[:STRAYS_MAX])
-        return replace(facts, ages_ns=ages_ns | await self._read_merged_ages(facts))
+        cutoff = await self._find_cutoff(facts, self._retention_ns)
+        garbage = cutoff
+        if self._retention_ns < GARBAGE_AGE_NS:
+            garbage = await self._find_cutoff(facts, GARBAGE_AGE_NS)
+        facts = replace(facts, cutoff_ns=cutoff.moment, garbage_cutoff_ns=garbage.moment)
+        strays = find_strays(facts)[:STRAYS_MAX]
+        ages_ns = await self._read_ages(strays) | await self._read_merged_ages(facts)
+        seen = {name: self._first_seen[name] for name in ages_ns if name in self._first_seen}
+        self._first_seen = seen
+        return replace(facts, ages_ns=ages_ns), cutoff
+
+    async def _find_cutoff(self, facts: RetentionFacts, age_ns: int) -> Cutoff:
+        """Return up to where the history is surely ``age_ns`` old."""
+        if self._is_by_clock:
+            moment = TimestampNs(max(0, self._clock.wall_ns() - age_ns))
+            return Cutoff(moment=moment, witness=Witness.CLOCK)
+        marks = self._watch.find_older(age_ns)
+        if watched := find_watched(marks, facts.line):
+            return Cutoff(moment=watched, witness=Witness.WATCH)
+        return await self._find_stored(facts, age_ns)
+
+    async def _find_stored(self, facts: RetentionFacts, age_ns: int) -> Cutoff:
+        """Return the newest page set that has lain in the store for ``age_ns``, as that says."""
+        sets = [
+            (facts.sets[item.name].head.timestamp_ns, item.name)
+            for reach in facts.line
+            for item in facts.catalog.items(reach.lineage).sets
+            if item.name in facts.sets
+            and reach.holds(item.set.to_seq)
+            and is_complete(item, facts.sets[item.name], facts.catalog.items(reach.lineage))
+        ]
+
+        async def is_old(number: int) -> bool:
+            try:
+                found = await self._store.get(sets[number][1])
+            except StoreNotFound:
+                return False
+            age = _tell_age(found)
+            return age is not None and age >= age_ns
+
+        number = await find_newest_old(len(sets), is_old)
+        if number is None:
+            return NOTHING_EXPIRED
+        return Cutoff(moment=sets[number][0], witness=Witness.STORE)
 
     async def _read_genesis(self, catalog: Catalog, lineage: Lineage) -> Genesis | None:
         logs = catalog.items(lineage).logs
@@ -171,17 +240,25 @@ class Pruner:
         return sets
 
     async def _read_ages(self, strays: Sequence[Entry]) -> dict[str, int]:
-        """Return how old ``strays`` are, by the store's clock, where it says so."""
+        """Return how old ``strays`` are."""
         ages_ns: dict[str, int] = {}
         for entry in strays:
             try:
                 found = await self._store.get(entry.name)
             except (StoreNotFound, CorruptionError):
                 continue
-            if found.modified_ns is not None:
-                now_ns = found.server_now_ns or self._clock.wall_ns()
-                ages_ns[entry.name] = now_ns - found.modified_ns
+            ages_ns[entry.name] = self._find_age(entry.name, found)
         return ages_ns
+
+    def _find_age(self, name: str, found: Object) -> int:
+        """Return how old an object is: by the store's clock, or since it was first seen."""
+        age_ns = _tell_age(found)
+        if age_ns is not None:
+            return age_ns
+        if self._is_by_clock and found.modified_ns is not None:
+            return self._clock.wall_ns() - found.modified_ns
+        now = self._clock.steady()
+        return now.elapsed_ns(self._first_seen.setdefault(name, now))
 
     async def _read_merged_ages(self, facts: RetentionFacts) -> dict[str, int]:
         """Return how old the merged objects are that cover others.
@@ -209,9 +286,13 @@ class Pruner:
             segment = open_log(found.data, item.name, item.log, self._names)
         except (StoreNotFound, CorruptionError):
             return 0
-        if segment.public not in self._trusted or found.modified_ns is None:
+        if segment.public not in self._trusted:
             return 0
-        return (found.server_now_ns or self._clock.wall_ns()) - found.modified_ns
+        age_ns = self._find_age(item.name, found)
+        if found.server_now_ns is None and found.modified_ns is not None:
+            # All that a wrong clock costs here is that a restore which listed before plans anew.
+            age_ns = max(age_ns, self._clock.wall_ns() - found.modified_ns)
+        return age_ns
 
     async def _find_config_logs(self, facts: RetentionFacts, plan: RetentionPlan) -> frozenset[str]:
         """Return which of the log objects that are to go hold a CONFIG, and so must stay.
@@ -305,6 +386,13 @@ class Pruner:
                 nursery.start_soon(delete, deletion, nursery.cancel_scope)
         if failures:
             raise failures[0]
+
+
+def _tell_age(found: Object) -> int | None:
+    """Return how old the store says that an object is; None: it has no clock of its own."""
+    if found.modified_ns is None or found.server_now_ns is None:
+        return None
+    return found.server_now_ns - found.modified_ns
 
 
 def _find_shared(

@@ -15,6 +15,9 @@ moment itself. A restore of the oldest of them begins with the newest page set a
 
 Without a base nothing of the line is deleted, so the last snapshot never goes.
 
+What ``now - retention`` is, no wall clock decides: the *cutoff* is a moment of the line that is
+surely as old as that (`basenet.archive.watch`, `basenet.archive.cutoff`).
+
 * The log object with the *genesis* of a lineage stays for ever: it says whom the lineage continues
   and whom to believe. So do objects that hold a later CONFIG.
 * Frames of an ancestor above the seq at which it was left, and page sets there, go when they are
@@ -82,7 +85,8 @@ class RetentionFacts:
     that a lineage beside it continues, too. ``sets``: the manifests that were read, by name; one
     that is missing here could not be. ``config_logs``: names of log objects with a CONFIG.
     ``ages_ns``: ages of parts and indexes that no manifest names, and of merged objects that cover
-    others, as far as they are known.
+    others, as far as they are known. ``cutoff_ns``: the oldest moment that is kept;
+    ``garbage_cutoff_ns``: one that is surely `GARBAGE_AGE_NS` old.
     """
 
     catalog: Catalog
@@ -91,13 +95,8 @@ class RetentionFacts:
     sets: Mapping[str, SetFacts]
     config_logs: frozenset[str]
     ages_ns: Mapping[str, int]
-    now_ns: int
-    retention_ns: int
-
-    @property
-    def cutoff_ns(self) -> int:
-        """The oldest moment that is kept."""
-        return self.now_ns - self.retention_ns
+    cutoff_ns: int
+    garbage_cutoff_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,11 +263,11 @@ class _Planner:
             )
             return
         kept = _named_parts(self._facts.sets[item.name] for item in read if item not in expired)
-        old_enough_ns = self._facts.now_ns - GARBAGE_AGE_NS
         retired = _named_parts(
             facts
             for item in expired
-            if (facts := self._facts.sets[item.name]).head.timestamp_ns <= old_enough_ns
+            if (facts := self._facts.sets[item.name]).head.timestamp_ns
+            <= self._facts.garbage_cutoff_ns
         )
         for name, entry in items.parts.items():
             if name not in kept and (name in retired or self._is_old(entry)):

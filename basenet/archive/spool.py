@@ -6,6 +6,7 @@ nothing is left behind by a crash. They are used from worker threads, one at a t
 
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Final
@@ -35,20 +36,28 @@ class _Spool:
             self._file.seek(offset)
             self._file.write(data)
         except OSError as error:
-            raise UnavailableError(
-                f"the snapshot does not fit into {self._folder} ({error}): make room there, or "
-                "set BASE_DATA_DIR to a larger disk"
-            ) from error
+            raise self._explain(error) from error
         self.size = max(self.size, offset + len(data))
 
     def read(self, offset: int, length: int) -> bytes:
-        self._file.seek(offset)
-        data = self._file.read(length)
+        try:
+            self._file.seek(offset)  # writes what is still buffered
+            data = self._file.read(length)
+        except OSError as error:
+            raise self._explain(error) from error
         assert len(data) == length, "a spool gives back what was put into it"
         return data
 
     def close(self) -> None:
-        self._file.close()
+        # On a full disk what is buffered cannot be written, and nobody wants it any more.
+        with suppress(OSError):
+            self._file.close()
+
+    def _explain(self, error: OSError) -> UnavailableError:
+        return UnavailableError(
+            f"the snapshot does not fit into {self._folder} ({error}): make room there, or "
+            "set BASE_DATA_DIR to a larger disk"
+        )
 
 
 class BlockSpool:

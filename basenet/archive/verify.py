@@ -124,6 +124,7 @@ async def verify(
                 fetcher=fetcher,
                 trusted=trusted,
                 horizon_ns=present_ns - int(retention_seconds * _NS_PER_SECOND),
+                present_ns=present_ns,
                 meter=meter,
             )
             if why is not None:
@@ -303,7 +304,7 @@ class _ShardVerifier:
         """Return the seq of ``lineage`` below which retention may have deleted."""
         if self._sets[lineage]:
             oldest = self._sets[lineage][0][1].head
-            return oldest.seq if oldest.timestamp_ns <= self._inspection.horizon_ns else 0
+            return oldest.seq if self._inspection.may_have_expired(oldest.timestamp_ns) else 0
         # Without a page set of its own it is retired when one stands in a lineage that goes on.
         children = [
             child

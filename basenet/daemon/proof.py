@@ -75,7 +75,8 @@ class Proofs:
             return
         while True:
             left_s = (self._ledger.next_ns - time.time_ns()) / SECOND_NS
-            if left_s > 0:
+            # Later than that it was only by a wall clock that was ahead.
+            if 0 < left_s <= _find_latest_s(settings):
                 await trio.sleep(min(left_s, _SLEEP_S_MAX))
                 continue
             shard = self._choose()
@@ -93,7 +94,7 @@ class Proofs:
             left.unlink(missing_ok=True)
         ledger, now_ns = self._ledger, time.time_ns()
         ledger.load(self._node.config.data_dir)
-        latest_ns = now_ns + int(_DAYS_AT_ONCE * max(settings.interval_seconds, _DAY_S) * SECOND_NS)
+        latest_ns = now_ns + int(_find_latest_s(settings) * SECOND_NS)
         if not 0 < ledger.next_ns <= latest_ns:
             first_s = min(settings.interval_seconds, _FIRST_S_MAX) * random.uniform(0.5, 1)  # noqa: S311
             ledger.next_ns = now_ns + int(first_s * SECOND_NS)
@@ -181,6 +182,11 @@ class Proofs:
             return msgspec.json.decode(data, type=Answer)
         except msgspec.DecodeError:
             return _unavailable(f"the process that proves ended with code {process.returncode}")
+
+
+def _find_latest_s(settings: Proof) -> float:
+    """Return after how long the next proof is due at the latest, whatever the last one read."""
+    return 1.2 * _DAYS_AT_ONCE * max(settings.interval_seconds, _DAY_S)
 
 
 def _unavailable(sentence: str) -> Answer:

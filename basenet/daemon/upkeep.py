@@ -4,11 +4,17 @@ Retention must not delete a part that a snapshot has just found, nor a log objec
 merged, so all are done here in turn. When a snapshot is due is `archive.schedule`'s decision; what
 retention deletes is `archive.retention`'s, what is merged `archive.compaction`'s. A failed one
 leaves nothing behind and is tried again.
+
+Here is also noted, in the data directory, for how long the archive has been watched: what retention
+deletes must be older than that allows (`archive.watch`). A wall clock that was years ahead and went
+back must not put off what is due: a moment in the future counts as the present one.
 """
 
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, Protocol, TypeVar
 from zlib import crc32
 
@@ -17,6 +23,7 @@ import trio
 
 from basenet.archive.clock import SECOND_NS
 from basenet.archive.compact import Compactor
+from basenet.archive.cutoff import Witness
 from basenet.archive.lease import Lease
 from basenet.archive.names import ShardNames
 from basenet.archive.pageset import SnapshotSource
@@ -27,11 +34,12 @@ from basenet.archive.schedule import Reason, SnapshotNeed, SnapshotPlan, plan_sn
 from basenet.archive.seal import Seal
 from basenet.archive.snapshot import Snapshots
 from basenet.archive.uploader import Uploader
+from basenet.archive.watch import FOLDER_NAME, Watch
 from basenet.daemon.host import Host
 from basenet.daemon.node import Node
 from basenet.daemon.snapshots import SnapshotReader
-from basenet.errors import BasenetError, ConflictError
-from basenet.units import PublicKeyBytes, Seq
+from basenet.errors import BasenetError, ConflictError, UnavailableError
+from basenet.units import Lineage, PublicKeyBytes, Seq
 
 log = structlog.get_logger()
 
@@ -43,6 +51,8 @@ _IDLE_LOOK_S: Final = 15.0
 _CALM_S: Final = 2.0
 _PRUNE_S_MIN: Final = 5.0
 _PRUNE_S_MAX: Final = 3600.0
+# The archive is watched from so long after the start on: many shards start at once.
+_WATCH_S: Final = 60.0
 # A compaction that failed is tried again after that long: nothing is lost meanwhile.
 _COMPACT_AGAIN_S: Final = 30.0
 
@@ -82,12 +92,17 @@ class Upkeep:
         pruner: Pruner,
         compactor: Compactor,
         history: History,
+        watch: Watch,
+        lineage: Lineage,
         is_archive_there: Callable[[], bool],
     ) -> None:
         """``is_archive_there`` says whether the archive took the last object."""
+        self.watch = watch
         self.history = history
         self.reader: Reader | None = None
         self.error: str | None = None
+        self.watched_s: float | None = None
+        """For how long the archive has been watched, when that was last noted."""
         self._node = node
         self._shard = shard
         self._snapshots = snapshots
@@ -103,6 +118,12 @@ class Upkeep:
         # Shards that were born together take their snapshots one after the other.
         self._phase = (crc32(shard.shard.encode()) % 1_000) / 1_000
         self._prune_at_s = trio.current_time() + self._prune_pause_s
+        self._lineage = lineage
+        self._is_watching = False
+        self._witness = Witness.NOBODY
+        self._note_at_s = trio.current_time() + min(
+            self._prune_pause_s, _WATCH_S * (1 + self._phase)
+        )
 
     @property
     def keep_from(self) -> Seq | None:
@@ -116,7 +137,9 @@ class Upkeep:
 
     def plan(self) -> SnapshotPlan:
         """Return when the next snapshot is due, and why."""
-        history = self.history
+        history, now_ns = self.history, time.time_ns()
+        history.base_ns = min(history.base_ns, now_ns)
+        self._failed_ns = min(self._failed_ns, now_ns)
         need = SnapshotNeed(
             db_pages=self.count_pages(),
             has_base=history.base_seq > 0,
@@ -130,6 +153,18 @@ class Upkeep:
         )
         interval_s = self._node.config.snapshot_interval_seconds
         return plan_snapshot(need, interval_seconds=interval_s, phase=self._phase)
+
+    def describe_retention(self) -> str:
+        """Return by which witness history expires, or why none does, in a sentence."""
+        if self._witness is Witness.WATCH:
+            return "ok"
+        if self._witness is Witness.STORE:
+            return "ok, by the clock of the store"
+        watched, kept = (
+            f"{timedelta(seconds=round(seconds))}"
+            for seconds in (self.watched_s or 0, self._node.config.retention_seconds)
+        )
+        return f"nothing expires yet: the archive was watched for {watched} of {kept}"
 
     def count_pages(self) -> int:
         """Return how large the database is."""
@@ -154,11 +189,15 @@ class Upkeep:
     async def run(self) -> None:
         """Keep the archive in order for ever; only a conflict (a lost lease) ends it."""
         while True:
+            self._node.wall_clock.look()
             # While the archive is away an attempt could only fail, and make the next one wait.
             if not self._is_archive_there():
                 await trio.sleep(_LOOK_S)
             elif self.plan().is_due(time.time_ns()):
                 await self._snapshot_or_wait()
+            elif trio.current_time() >= self._note_at_s:
+                self._note_at_s = trio.current_time() + self._prune_pause_s
+                await self._tried("retention_failed", self._note)
             elif trio.current_time() >= self._prune_at_s:
                 self._prune_at_s = trio.current_time() + self._prune_pause_s
                 await self._tried("retention_failed", self._prune)
@@ -170,7 +209,8 @@ class Upkeep:
     async def _rest(self) -> None:
         """Return when something may be due: by the time, or since something moved."""
         plan = self.plan()
-        waits = [_IDLE_LOOK_S, self._prune_at_s - trio.current_time()]
+        next_s = min(self._prune_at_s, self._note_at_s)
+        waits = [_IDLE_LOOK_S, next_s - trio.current_time()]
         if plan.due_ns is not None:
             waits.append((plan.due_ns - time.time_ns()) / SECOND_NS)
         if plan.reason is Reason.LOG_SIZE:
@@ -246,12 +286,37 @@ class Upkeep:
         if not await self._tried("compaction_failed", step):
             self._compact_at_s = trio.current_time() + _COMPACT_AGAIN_S
 
+    async def _note(self) -> None:
+        """Note what the archive holds now, so that it is known later how old that is."""
+        if not self._is_watching:
+            await trio.to_thread.run_sync(self.watch.load)
+            self._is_watching = True
+        archived = self._shard.progress.marks.archived
+        if archived is not None:
+            self.watch.note(self._lineage, archived.timestamp_ns)
+            await trio.to_thread.run_sync(self.watch.save)
+        self.watched_s = self.watch.oldest_ns / SECOND_NS
+
     async def _prune(self) -> None:
+        # On a full disk, which this may be about to relieve, the marks are kept in memory.
+        with suppress(UnavailableError):
+            await self._note()
         report = await self._pruner.run()
+        self._witness = report.cutoff.witness
         if not report.is_whole:
             self._prune_at_s = trio.current_time() + _PRUNE_S_MIN
         if report.deleted:
-            self._log.info("retention", deleted=report.deleted, bytes=report.deleted_bytes)
+            self._log.info(
+                "retention",
+                deleted=report.deleted,
+                bytes=report.deleted_bytes,
+                witness=str(report.cutoff.witness),
+            )
+
+
+def describe_retention(upkeep: Upkeep | None) -> str:
+    """Return what `status` says of retention; None: nothing is archived from here now."""
+    return "off" if upkeep is None else upkeep.describe_retention()
 
 
 _Kind = TypeVar("_Kind", bound=Upkeep)
@@ -274,6 +339,7 @@ def make_upkeep(
 ) -> _Kind:
     """Return the upkeep of ``shard`` beside ``uploader``; ``prove``: see `Publisher`."""
     publisher = Publisher(store=store, seal=seal, lease=lease, trusted=trusted, prove=prove)
+    watch = Watch(node.config.data_dir / FOLDER_NAME / f"{shard.shard}.json")
     return kind(
         node=node,
         shard=shard,
@@ -286,8 +352,11 @@ def make_upkeep(
             trusted=trusted,
             retention_seconds=node.config.retention_seconds,
             list_merged_ns=compactor.list_ages_ns,
+            watch=watch,
         ),
         compactor=compactor,
         history=history,
+        watch=watch,
+        lineage=seal.lineage,
         is_archive_there=lambda: uploader.facts().last_error is None,
     )

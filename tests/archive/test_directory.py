@@ -161,15 +161,17 @@ async def test_a_missing_disk_is_not_an_empty_archive(tmp_path: Path) -> None:
 
 
 async def test_a_file_in_the_place_of_the_archive_is_refused(tmp_path: Path) -> None:
-    """Reading, listing and writing all say what is in the way."""
+    """Reading, listing and writing all say so, whatever object it was about."""
     (tmp_path / "archive").write_bytes(b"no directory")
     store = DirectoryStore(tmp_path / "archive")
-    told = f"^{tmp_path}/archive is in the way of object"
+    told = (
+        f"^{tmp_path}/archive is a file and no directory: give the archive a directory of its own$"
+    )
     with pytest.raises(StoreRefused, match=told):
         await store.put_if_absent("a/name", b"data")
     with pytest.raises(StoreRefused, match=told):
         await store.get("name")
-    with pytest.raises(StoreRefused, match="in the way"):
+    with pytest.raises(StoreRefused, match=told):
         [entry async for entry in store.list("")]
 
 

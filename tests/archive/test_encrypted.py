@@ -149,8 +149,10 @@ async def test_a_wrong_identity_is_one_sentence(tmp_path: Path) -> None:
     archive, history = make_archive()
     inner = await encrypt(archive, make_keyring("one", "two"))
     store = EncryptedStore(inner, make_reader("stranger"))
-    with pytest.raises(StoreRefused, match="encrypted for 2 recipients, and no identity"):
+    with pytest.raises(StoreRefused, match=r"for the key ids \w{16}, \w{16}, and no") as caught:
         await check(store)
+    for name in ("one", "two", "stranger"):
+        assert make_identity(name).recipient.key_id.hex() in str(caught.value)
     with pytest.raises(StoreRefused, match="no identity in BASE_ARCHIVE_IDENTITY"):
         await restored(store, history, tmp_path)
 

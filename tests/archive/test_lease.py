@@ -3,10 +3,13 @@
 # ruff: noqa: ARG001  (autojump_clock is asked for so that trio's time jumps)
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import trio
 
+from basenet.archive.directory import DirectoryStore
 from basenet.archive.lease import Holder, Lease, LeaseHeld, LeaseLost, read_lease
 from basenet.archive.names import ShardNames
 from basenet.archive.port import Object, Store, StoreUnavailable, Token
@@ -161,6 +164,23 @@ async def test_the_stores_own_clock_spares_the_wait(
     begun_at = trio.current_time()
     assert await make(store, "b", b"k" * 16).acquire() == 2
     assert trio.current_time() - begun_at < 0.1
+
+
+async def test_a_clock_that_is_ahead_steals_no_lease_in_a_directory(tmp_path: Path) -> None:
+    """The file's time is years before ours: that is no age, so it has to stand still for a TTL."""
+    store = DirectoryStore(tmp_path)
+    holder, other = make(store), make(store, node="b", journal=b"k" * 16)
+    await holder.acquire()
+    os.utime(tmp_path / NAMES.lease, (0, 0))
+    seen = await read_lease(store, NAMES)
+    assert seen is not None
+    assert seen.age_ns is None
+    with trio.move_on_after(0.1) as scope:
+        await other.acquire()
+    assert scope.cancelled_caught
+    assert not other.is_held
+    holder.doubt()
+    assert await holder.ensure() == 1
 
 
 async def test_our_own_lease_is_retaken_at_once_but_with_another_epoch(

@@ -27,6 +27,7 @@ from basenet.archive.snapshot import Snapshots
 from basenet.archive.survey import Survey
 from basenet.archive.tip import encode_tip
 from basenet.archive.verify import verify
+from basenet.archive.watch import Watch
 from basenet.errors import CorruptionError, NotFoundError
 from basenet.units import JournalId, PublicKeyBytes, Seq, ShardId
 from tests.archive.builder import History
@@ -116,7 +117,10 @@ class Bench:
         self.line.append(self.chain)
         self.shipped = self.chain.start - 1
 
-    def pruner(self, retention_ns: int, lease: Lease | None = None) -> Pruner:
+    def pruner(
+        self, retention_ns: int, lease: Lease | None = None, watch: Watch | None = None
+    ) -> Pruner:
+        """Return one that goes by ``watch``; without one by the wall clock, which is right here."""
         return Pruner(
             store=self.store,
             names=NAMES,
@@ -125,6 +129,8 @@ class Bench:
             trusted=self.trusted,
             retention_seconds=retention_ns / SECOND_NS,
             clock=self.clock(),
+            watch=watch,
+            is_by_clock=watch is None,
         )
 
     def image(self, seq: int) -> dict[int, bytes]:

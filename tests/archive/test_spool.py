@@ -1,10 +1,14 @@
 """Where a snapshot lies until it is proven."""
 
+import errno
+import io
+import os
 import random
 from pathlib import Path
 
 import pytest
 
+from basenet.archive.overlay import Overlay
 from basenet.archive.spool import BlockSpool, PageSpool
 from basenet.errors import UnavailableError
 
@@ -56,3 +60,48 @@ def test_a_disk_that_does_not_take_it_is_said_in_one_sentence(
     with pytest.raises(UnavailableError, match=r"does not fit into .*gone .*: make room there"):
         spool.put(0, b"more than ten bytes")
     spool.close()
+
+
+class _FullDisk(io.RawIOBase):
+    """A file on a disk that takes nothing any more."""
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return offset if whence == 0 else 0
+
+    def write(self, _data: object, /) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_is_still_buffered_on_a_full_disk_is_given_up_without_a_word(tmp_path: Path) -> None:
+    """Python writes it when the file is read or closed: the one is said, the other nobody needs."""
+    spool = PageSpool(tmp_path, 64)
+    spool._spool._file.close()
+    spool._spool._file = io.BufferedRandom(_FullDisk(), 1 << 16)  # type: ignore[assignment]
+    spool.put(1, b"x" * 64)
+    with pytest.raises(UnavailableError, match="does not fit into"):
+        spool.get(1)
+    spool.close()
+    spool.close()
+
+
+@pytest.mark.parametrize("is_folder_free", [True, False])
+def test_changed_pages_that_do_not_fit_name_the_place_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_folder_free: bool
+) -> None:
+    """TMPDIR is advice for a query only: a copy that follows has them beside itself."""
+    monkeypatch.setattr("basenet.archive.spool.MEMORY_BYTES_MAX", 10)
+    overlay = Overlay(tmp_path / "gone", 512, 1, is_folder_free=is_folder_free)
+    with pytest.raises(UnavailableError) as caught:
+        overlay.put([1], bytes(512), [0])
+    assert f"do not fit into {tmp_path / 'gone'}: make room there" in str(caught.value)
+    assert ("TMPDIR" in str(caught.value)) == is_folder_free
+    overlay.close()

@@ -119,6 +119,7 @@ async def test_log_snapshots_retention_and_restart_on_a_directory(
         trusted=trusted,
         retention_seconds=3600,
         clock=Clock(wall_ns=lambda: later_ns),
+        is_by_clock=True,
     )
     assert (await pruner.run()).deleted > 1
     out = tmp_path / "out.db"

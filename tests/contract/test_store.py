@@ -119,6 +119,9 @@ async def test_an_object_is_read_back_as_it_was_put(store: Store) -> None:
     assert (found.data, found.token) == (data, token)
     assert await store.get_data("svc/shard/object.lbn") == data
     assert found.modified_ns is not None
+    if store.url.startswith("file:"):
+        assert found.server_now_ns is None, "a directory has no clock but ours"
+        return
     assert found.server_now_ns is not None
     assert abs(found.server_now_ns - time.time_ns()) < 60 * 10**9
     assert -(10**9) <= found.server_now_ns - found.modified_ns < 60 * 10**9
