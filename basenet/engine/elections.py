@@ -79,6 +79,7 @@ def on_tick(state: State, now: Instant) -> None:
     catchup.poll(state, now)
     if not state.is_voter:
         return
+    forget_wishes(state, now)
     turn = state.turn
     if state.is_leading:
         lead_on(state, now)
@@ -125,6 +126,17 @@ def follow_on(state: State, now: Instant) -> None:
 
 
 # Wishes.
+
+
+def forget_wishes(state: State, now: Instant) -> None:
+    """Forget what others wished for and do no more.
+
+    It counts for nothing; but whoever knows of a wish is not at ease, and wakes again and again.
+    """
+    oldest = now - 2 * state.timing.retry
+    for key, (_, at) in list(state.wishes.items()):
+        if at < oldest and key != state.key:
+            del state.wishes[key]
 
 
 def live_wishes(state: State, now: Instant) -> list[View]:

@@ -23,6 +23,13 @@ drift of clocks. What makes a grant count:
 Only the newest granting answer of a peer counts. A shard that it excepts keeps the grant that it
 had before, which ends by itself. Nothing here is done per shard in a beat: the questions
 `lease_until` and `quorum_heard_at` compute when asked.
+
+Shards with the same followers and quorum that the same ones of these grant by their newest answer
+have the same lease, and may be a thousand. Whoever keeps them all writable asks for their
+`SharedLease` and asks that one question from then on. It ends for all of them, for good, with
+whatever could make one of them differ: an answer that excepts others than the one before, a voter
+with another journal, the first grant of whoever granted none of them, and one that is led no more.
+Then each is asked about again.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -60,6 +67,42 @@ class _Beat:
     sent_at: Instant
     version: int
     digest: bytes
+
+
+class SharedLease:
+    """The lease of many led shards at once. Made by `Leases.shared_lease`."""
+
+    __slots__ = ("_leases", "_seen", "_until", "followers", "granting", "quorum")
+
+    def __init__(
+        self,
+        leases: "Leases",
+        followers: tuple[Member, ...],
+        quorum: int,
+        granting: tuple[PublicKeyBytes, ...],
+    ) -> None:
+        """``granting``: those of ``followers`` whose newest grants count for all the shards."""
+        self.followers = followers
+        self.quorum = quorum
+        self.granting = granting
+        self._leases: Leases | None = leases
+        self._seen = -1
+        self._until = LONG_AGO
+
+    @property
+    def until(self) -> Instant:
+        """What `Leases.lease_until` returns for each of the shards; the past once they differ."""
+        if self._leases is None:
+            return LONG_AGO
+        changes = self._leases.changes
+        if self._seen != changes:
+            self._seen = changes
+            self._until = self._leases.granted_until(self.granting, self.quorum)
+        return self._until
+
+    def end(self) -> None:
+        """Stand for no shard any more."""
+        self._leases = None
 
 
 class _Led:
@@ -152,6 +195,10 @@ class _Peer:
         return not self.leads and self.confirmed == self.leads.version
 
 
+_Alike = tuple[tuple[Member, ...], int, tuple[PublicKeyBytes, ...]]
+"""What shards have in common whose lease is the same: followers, quorum, and who grants them."""
+
+
 class Leases:
     """The shards that this node leads, and the grants of their followers."""
 
@@ -166,6 +213,7 @@ class Leases:
         self._version = 0
         self._changes = 0
         self._led: dict[Lineage, _Led] = {}
+        self._shared: dict[_Alike, SharedLease] = {}
         self._peers: dict[PublicKeyBytes, _Peer] = {}
         # Shards whose quorum is looked at once, at these times; the times ascend.
         self._watched: dict[Lineage, Instant] = {}
@@ -178,6 +226,8 @@ class Leases:
         """Begin to lead ``lineage`` in ``term``; to say it again changes nothing."""
         before = self._led.get(lineage)
         if before is not None and (before.term, before.followers) == (term, followers):
+            if before.quorum != quorum:
+                self._part(followers)
             before.quorum = quorum
             return
         self.unlead(lineage, now)
@@ -199,6 +249,7 @@ class Leases:
             return
         self._version += 1
         self._watched.pop(lineage, None)
+        self._part(led.followers)
         for key, _ in led.followers:
             peer = self._peers[key]
             peer.leads.remove(lineage)
@@ -214,6 +265,54 @@ class Leases:
             return FOREVER
         self._look(lineage, led)
         return LONG_AGO if led.sent_at is None else self._timing.lease_from(led.sent_at)
+
+    def shared_lease(self, lineage: Lineage) -> SharedLease | None:
+        """Return the lease that ``lineage`` has in common with others; None while it has its own.
+
+        It is the same object for all shards that are alike.
+        """
+        led = self._led.get(lineage)
+        if led is None:
+            return None
+        granting: list[PublicKeyBytes] = []
+        for key, journal_id in led.followers:
+            peer = self._peers[key]
+            grant = peer.grant_of(lineage, led.since)
+            if grant is None or peer.journal_id != journal_id:
+                continue
+            if grant is not peer.grant:
+                return None  # an earlier one, of a shard that is excepted
+            granting.append(key)
+        alike = (led.followers, led.quorum, tuple(granting))
+        shared = self._shared.get(alike)
+        if shared is None:
+            shared = self._shared[alike] = SharedLease(self, *alike)
+        return shared
+
+    @property
+    def changes(self) -> int:
+        """A count of what may have changed a lease that is shared."""
+        return self._changes
+
+    def granted_until(self, granting: Iterable[PublicKeyBytes], quorum: int) -> Instant:
+        """Return until when the newest grants of ``granting`` are a lease with ``quorum``."""
+        if quorum == 1:
+            return FOREVER
+        grants = [self._peers[key].grant for key in granting]
+        sent_at = _newest([grant.sent_at for grant in grants if grant is not None], quorum - 1)
+        return LONG_AGO if sent_at is None else self._timing.lease_from(sent_at)
+
+    def _part(self, followers: tuple[Member, ...]) -> None:
+        """End the leases that shards with these followers share: one of them may differ now."""
+        for alike in [alike for alike in self._shared if alike[0] == followers]:
+            self._shared.pop(alike).end()
+
+    def _part_from(self, key: PublicKeyBytes, *, is_granting: bool) -> None:
+        """End the shared leases of who follows here; all but those that it grants anyway."""
+        for alike in list(self._shared):
+            followers, _, granting = alike
+            if key in dict(followers) and not (is_granting and key in granting):
+                self._shared.pop(alike).end()
 
     def quorum_heard_at(self, lineage: Lineage, now: Instant) -> Instant:
         """Return when a quorum last granted ``lineage``, or when this node began to lead it."""
@@ -266,6 +365,11 @@ class Leases:
         due += [self._silent_at(peer) for peer in self._peers.values() if not peer.is_silent]
         due += [next(iter(self._watched.values()))] if self._watched else []
         return min(due, default=None)
+
+    def due_at(self, key: PublicKeyBytes) -> Instant | None:
+        """Return when the next heartbeat to ``key`` is due; None while none goes there."""
+        peer = self._peers.get(key)
+        return None if peer is None else peer.next_at
 
     def beat(self, now: Instant) -> list[tuple[PublicKeyBytes, Heartbeat]]:
         """Return the heartbeats that are due, by the key of who gets them."""
@@ -360,12 +464,21 @@ class Leases:
             peer.journal_id = journal_id
             peer.forget_grants(now)
             peer.is_silent = False
+            self._part_from(sender, is_granting=False)
         if (ack.held_version, ack.list_hash) != (beat.version, beat.digest):
             self._send_anew(peer, ack)
             return
         self._confirm(peer, beat)
         if ack.is_granting and ack.number > peer.granted_number:
+            self._part_by(sender, peer, ack, beat)
             self._grant(peer, ack, beat, now)
+
+    def _part_by(self, sender: PublicKeyBytes, peer: _Peer, ack: HeartbeatAck, beat: _Beat) -> None:
+        """End the shared leases of which a granting answer may leave out, or take in, a shard."""
+        if peer.exceptions != frozenset(ack.exceptions):
+            self._part_from(sender, is_granting=False)
+        elif beat.version > peer.granted_version:
+            self._part_from(sender, is_granting=True)
 
     def _is_signed(self, sender: PublicKeyBytes, ack: HeartbeatAck) -> bool:
         signed = acknowledgement(

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 from basenet.engine.events import Instant
 from basenet.engine.leadlist import Term
-from basenet.engine.lease import Leases, Verify, hash_exceptions
+from basenet.engine.lease import Leases, SharedLease, Verify, hash_exceptions
 from basenet.engine.limits import Timing
 from basenet.engine.liveness import Member
 from basenet.engine.promise import Promises
@@ -123,6 +123,13 @@ class Pulse:
         """Return until when a quorum promised to enter no other view; the past without a lease."""
         return self._leases.lease_until(lineage)
 
+    def shared_lease(self, lineage: Lineage) -> SharedLease | None:
+        """Return the lease that a led shard has in common with others; None while it has its own.
+
+        No replica asks for it, but whoever keeps all shards of a node writable.
+        """
+        return self._leases.shared_lease(lineage)
+
     def promised_until(self, lineage: Lineage) -> Instant:
         """Return until when this node promised to enter no other view of the lineage."""
         promised = self._promises.promised_until(lineage)
@@ -158,6 +165,10 @@ class Pulse:
             (at for at in (self._leases.wake_at, self._promises.wake_at) if at is not None),
             default=None,
         )
+
+    def due_at(self, key: PublicKeyBytes) -> Instant | None:
+        """Return when the next heartbeat to ``key`` is due; None while none goes there."""
+        return self._leases.due_at(key)
 
     def tick(self, now: Instant) -> list[PulseEffect]:
         """Return the heartbeats that are due, and who is to be roused."""

@@ -25,6 +25,7 @@ from basenet.guardian.protocol import (
     Ready,
     Renew,
     Replaced,
+    Share,
     ToDaemon,
     ToGuardian,
 )
@@ -109,6 +110,8 @@ class Keeper:
             case Renew():
                 for number, until in message.leases:
                     self._renew(number, until, now)
+            case Share(until=until):
+                self._renew_all(message.numbers(), until, now)
             case Ready():
                 pass  # the parent's business
 
@@ -228,6 +231,16 @@ class Keeper:
         entry.ticket = None
         entry.fence.open(until)
         self._close_at = 0
+
+    def _renew_all(self, numbers: Iterable[int], until: int, now: int) -> None:
+        """Renew each; most are open, and may be a thousand three times a second."""
+        entries, is_open = self._entries, FenceState.OPEN
+        for number in numbers if until > now else ():
+            entry = entries.get(number)
+            if entry is None or entry.fence.state is not is_open:
+                self._renew(number, until, now)
+            elif entry.fence.open_until < until:
+                entry.fence.open_until = until
 
     def _close(self, entry: _Entry) -> None:
         if entry.fence.state is FenceState.REPLACED:

@@ -1,7 +1,8 @@
 """What daemon and guardian say to each other, over a socket pair of packets.
 
 Each packet is one message: a kind, then fixed fields. Fences are named by a number that the daemon
-chooses, so that one packet renews the leases of all shards of the node, 12 bytes each.
+chooses, so that one packet renews the leases of all shards of the node, 12 bytes each; 4 bytes for
+each of those to which nothing happens, since they share one lease.
 
 ::
 
@@ -10,6 +11,7 @@ chooses, so that one packet renews the leases of all shards of the node, 12 byte
     DROP   fence u32                                    FAILED    fence u32 | conflict u8 | reason
     CLOSE  fence u32 | ticket u32                       REPLACED  fence u32
     RENEW  (fence u32 | until u64) *
+    SHARE  until u64 | fence u32 *
     READY
 
 ``until``: CLOCK_BOOTTIME in nanoseconds, absolute: a message that is late opens nothing (P18). HELD
@@ -29,6 +31,8 @@ from typing import Final
 
 PACKET_BYTES_MAX: Final = 128 * 1024
 RENEWALS_MAX: Final = 8_000
+"""So many fences are renewed by one packet."""
+FENCE_BYTES: Final = 4
 
 # The daemon's end of the pair, as the guardian tells it; a name that the loader does not look at.
 GUARDIAN_FD: Final = "BASENET_GUARDIAN_FD"
@@ -37,6 +41,7 @@ _KIND_AND_FENCE: Final = Struct(">BI")
 _TICKET: Final = Struct(">I")
 _GUARD: Final = Struct(">QQ")
 _RENEWAL: Final = Struct(">IQ")
+_UNTIL: Final = Struct(">Q")
 
 
 class Kind(IntEnum):
@@ -47,6 +52,7 @@ class Kind(IntEnum):
     CLOSE = 3
     RENEW = 4
     READY = 5
+    SHARE = 6
     HELD = 16
     FAILED = 17
     REPLACED = 18
@@ -85,6 +91,18 @@ class Renew:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Keep these fences open until one instant; ``fences``: their packed numbers."""
+
+    until: int
+    fences: bytes
+
+    def numbers(self) -> tuple[int, ...]:
+        """Return the fences' numbers."""
+        return struct.unpack(f">{len(self.fences) // FENCE_BYTES}I", self.fences)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """The daemon serves: the application may start."""
 
@@ -116,7 +134,7 @@ class Replaced:
     fence: int
 
 
-ToGuardian = Guard | Drop | Close | Renew | Ready
+ToGuardian = Guard | Drop | Close | Renew | Share | Ready
 ToDaemon = Held | Failed | Replaced
 
 
@@ -134,9 +152,8 @@ def encode(message: ToGuardian | ToDaemon) -> bytes:
         case Guard():
             head = _KIND_AND_FENCE.pack(Kind.GUARD, message.fence)
             return head + _GUARD.pack(message.device, message.inode) + os.fsencode(message.path)
-        case Renew():
-            assert len(message.leases) <= RENEWALS_MAX, "renewals are cut into packets"
-            return bytes([Kind.RENEW]) + b"".join(_RENEWAL.pack(*each) for each in message.leases)
+        case Renew() | Share():
+            return _encode_renewals(message)
         case Ready():
             return bytes([Kind.READY])
         case Failed():
@@ -148,6 +165,13 @@ def encode(message: ToGuardian | ToDaemon) -> bytes:
     return _KIND_AND_FENCE.pack(_KINDS[type(message)], message.fence)
 
 
+def _encode_renewals(message: Renew | Share) -> bytes:
+    if isinstance(message, Share):
+        return bytes([Kind.SHARE]) + _UNTIL.pack(message.until) + message.fences
+    assert len(message.leases) <= RENEWALS_MAX, "renewals are cut into packets"
+    return bytes([Kind.RENEW]) + b"".join(_RENEWAL.pack(*each) for each in message.leases)
+
+
 def decode(packet: bytes) -> ToGuardian | ToDaemon:
     """Return the message of a packet; raises `ValueError` when it is none.
 
@@ -157,11 +181,20 @@ def decode(packet: bytes) -> ToGuardian | ToDaemon:
     try:
         if packet[0] == Kind.RENEW:
             return Renew(leases=tuple(_RENEWAL.iter_unpack(packet[1:])))
+        if packet[0] == Kind.SHARE:
+            return _decode_share(packet)
         if packet == bytes([Kind.READY]):
             return Ready()
         return _decode_numbered(packet)
     except (struct.error, IndexError, KeyError, ValueError) as error:
         raise ValueError(f"a packet of {len(packet)} bytes is no message") from error
+
+
+def _decode_share(packet: bytes) -> Share:
+    until, fences = _UNTIL.unpack_from(packet, 1)[0], packet[1 + _UNTIL.size :]
+    if len(fences) % FENCE_BYTES:
+        raise ValueError("half a number")
+    return Share(until=until, fences=fences)
 
 
 def _decode_numbered(packet: bytes) -> ToGuardian | ToDaemon:
@@ -177,6 +210,12 @@ def _decode_numbered(packet: bytes) -> ToGuardian | ToDaemon:
     if kind in _TICKETED:
         return _TICKETED[kind](fence=fence, ticket=_TICKET.unpack(rest)[0])
     return _NUMBER_ONLY[kind](fence=fence)
+
+
+def pack_fences(numbers: Iterable[int]) -> bytes:
+    """Return the numbers of fences as a `Share` has them."""
+    chosen = tuple(numbers)
+    return struct.pack(f">{len(chosen)}I", *chosen)
 
 
 def renewals(leases: Iterable[tuple[int, int]]) -> Iterator[Renew]:

@@ -116,6 +116,46 @@ class NoNonceInAnswer(Leases):
         self._boot_nonce = mine
 
 
+class SharedOverExceptions(Leases):
+    """Shards share a lease though one of them is excepted, or is not any more."""
+
+    def _part_by(self, sender: PublicKeyBytes, peer: _Peer, ack: HeartbeatAck, beat: _Beat) -> None:
+        pass
+
+
+class SharedOverJournals(Leases):
+    """Shards share a lease though their voter has another journal."""
+
+    _is_keeping = False
+
+    def acknowledged(
+        self, sender: PublicKeyBytes, journal_id: JournalId, ack: HeartbeatAck, now: Instant
+    ) -> None:
+        peer = self._peers.get(sender)
+        self._is_keeping = peer is not None and peer.journal_id != journal_id
+        super().acknowledged(sender, journal_id, ack, now)
+        self._is_keeping = False
+
+    def _part_from(self, key: PublicKeyBytes, *, is_granting: bool) -> None:
+        if not self._is_keeping:
+            super()._part_from(key, is_granting=is_granting)
+
+
+class SharedOverFirstGrants(Leases):
+    """Shards share a lease though somebody more grants some of them."""
+
+    def _part_from(self, key: PublicKeyBytes, *, is_granting: bool) -> None:
+        if not is_granting:
+            super()._part_from(key, is_granting=is_granting)
+
+
+class SharedOverEnds(Leases):
+    """A shard that is led no more, or anew, shares the lease that it had."""
+
+    def _part(self, followers: tuple[Member, ...]) -> None:
+        pass
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
     """What is broken, and a seed of `tests.engine.pulse_world.step` that showed it."""
@@ -158,4 +198,11 @@ MUTANTS = [
     Mutant(name="another run's list releases", seed=193, promises=OtherRunReleases),
     Mutant(name="an older list releases", seed=1095, promises=OlderListReleases),
     Mutant(name="released but not left", seed=1099, leaves_view=False),
+]
+
+SHARING_MUTANTS = [
+    Mutant(name="shared over exceptions", seed=0, leases=SharedOverExceptions),
+    Mutant(name="shared over journals", seed=0, leases=SharedOverJournals),
+    Mutant(name="shared over first grants", seed=0, leases=SharedOverFirstGrants),
+    Mutant(name="shared over ends", seed=0, leases=SharedOverEnds),
 ]

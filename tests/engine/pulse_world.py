@@ -5,7 +5,9 @@ persists the view of each shard, enters the next one only after `promised_until`
 leads only what a quorum entered. One process more, the *clone*, has the key of a voter and another
 journal: it follows whatever it likes and is bound by nothing, since it is no voter.
 
-The property, at every true instant: two nodes never hold the lease of one shard in two views.
+The property, at every true instant: two nodes never hold the lease of one shard in two views. And
+whoever once asked for the lease that a shard shares with others knows that shard's lease from it
+for as long as it is one.
 """
 
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from hashlib import sha256
 from typing import Any
 
 from basenet.engine.events import Instant
+from basenet.engine.lease import LONG_AGO, SharedLease
 from basenet.engine.limits import MILLISECOND, Timing
 from basenet.engine.liveness import Member
 from basenet.engine.pulse import Pulse, Rouse, SendPulse
@@ -86,12 +89,18 @@ class Process:
     is_voter: bool
     run: int = 0
     pulse: Pulse = field(init=False)
+    # What the present run once answered for each shard.
+    shared: set[tuple[Lineage, SharedLease]] = field(default_factory=set)
     views: dict[Lineage, int] = field(default_factory=dict)
     leading: dict[Lineage, int] = field(default_factory=dict)
 
 
 class OverlapError(AssertionError):
     """Two leases of one shard at one true instant."""
+
+
+class SharedError(AssertionError):
+    """A shared lease is another one than that of a shard that shares it."""
 
 
 class World:
@@ -104,16 +113,22 @@ class World:
         timing: Timing | None = None,
         make: MakePulse = make_pulse,
         leaves_view: bool = True,
+        compares_shared: bool = True,
     ) -> None:
-        """``leaves_view``: whether a leader that hands over durably leaves its view before."""
+        """``leaves_view``: whether a leader that hands over durably leaves its view before.
+
+        ``compares_shared``: whether shared leases are compared with those of their shards.
+        """
         self.time = 5_000 * MILLISECOND
         self.timing = timing or Timing()
         self.make = make
         self.leaves_view = leaves_view
+        self.compares_shared = compares_shared
         self.net: list[Packet] = []
         self.sent: list[Packet] = []  # what was ever sent, for the replayer
         self.runs = 0
         self.leases_seen = 0
+        self.shared_seen = 0
         self.roused: list[tuple[Process, tuple[Lineage, ...]]] = []
         count = len(rates)
         self.voters = [
@@ -333,6 +348,7 @@ class World:
         self.runs += 1
         process.run = self.runs
         process.leading = {}
+        process.shared = set()
         now = self.clock(process)
         process.pulse = self.make(process.member, process.run, self.timing, now)
 
@@ -353,6 +369,24 @@ class World:
             self.leases_seen += len(holders)
             if len(holders) > 1:
                 raise OverlapError(f"{lineage!r} has leases in the views {sorted(holders)}")
+        for process in self.voters if self.compares_shared else ():
+            self._check_shared(process)
+
+    def _check_shared(self, process: Process) -> None:
+        """Compare what is asked of many shards at once with what each of them answers."""
+        now = self.clock(process)
+        for lineage in LINEAGES:
+            shared = process.pulse.shared_lease(lineage)
+            if shared is not None:
+                process.shared.add((lineage, shared))
+        for lineage, shared in list(process.shared):
+            until = process.pulse.lease_until(lineage, now)
+            if shared.until == LONG_AGO:
+                process.shared.discard((lineage, shared))
+            elif shared.until != until:
+                raise SharedError(f"{lineage!r} has its lease until {until}, not {shared.until}")
+            else:
+                self.shared_seen += 1
 
 
 def is_whole_list(message: Heartbeat | HeartbeatAck | Release) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import replace as with_changes
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
 from basenet.engine.effects import EpochBegan, Fence, Finalize, Orphan, Persist, Send
@@ -477,6 +478,22 @@ def test_an_idle_shard_wakes_nobody() -> None:
         for node in cluster.nodes:
             assert node.replica.wake_at is None
             assert cluster.give(node.number, Ticked()) == []
+
+
+@pytest.mark.parametrize("is_byzantine", [False, True])
+def test_a_wish_that_came_to_nothing_wakes_nobody_for_long(*, is_byzantine: bool) -> None:
+    """Protocol 9.5: whoever was cut off for a moment wished, and its wish expires everywhere."""
+    cluster = quiet_cluster(voters=4 if is_byzantine else 3, byzantine=is_byzantine)
+    cluster.commit(0)
+    follower = cluster.nodes[1]
+    follower.lane.leader_heard = cluster.now
+    cluster.tell(1, 2, wish(2, 1))
+    assert follower.replica.wake_at is not None
+    for _ in range(30):
+        cluster.advance(100)
+        follower.lane.leader_heard = cluster.now
+    assert follower.replica.ballot.view == 0
+    assert follower.replica.wake_at is None
 
 
 def test_history_with_a_gap_is_not_taken() -> None:

@@ -12,19 +12,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from basenet.engine.events import Instant
 from basenet.engine.leadlist import LeadList
-from basenet.engine.lease import FOREVER
+from basenet.engine.lease import FOREVER, LONG_AGO
 from basenet.engine.limits import MILLISECOND, PULSE_GAP, Timing
 from basenet.engine.pulse import Pulse, Rouse, SendPulse
 from basenet.errors import UsageError
 from basenet.units import ZERO_HASH, Epoch, JournalId, Lineage, View
 from basenet.wire.message import EXCEPTIONS_MAX, Heartbeat, HeartbeatAck, LedShard
 from basenet.wire.signature import Signer, is_signed
-from tests.engine.pulse_mutants import MUTANTS, Mutant
+from tests.engine.pulse_mutants import MUTANTS, SHARING_MUTANTS, Mutant
 from tests.engine.pulse_world import (
     EPOCH,
     LINEAGES,
     RATES,
     OverlapError,
+    SharedError,
     World,
     make_pulse,
     member_of,
@@ -53,6 +54,7 @@ def run_seed(seed: int, mutant: Mutant | None = None) -> World:
         timing=mutant.timing if mutant else None,
         make=mutant.make if mutant else make_pulse,
         leaves_view=mutant.leaves_view if mutant else True,
+        compares_shared=mutant not in MUTANTS,
     )
     for lineage in LINEAGES:
         world.establish(lineage, 0)
@@ -96,6 +98,22 @@ def test_a_broken_rule_shows_two_leases(mutant: Mutant) -> None:
         try:
             run_seed(seed, mutant)
         except OverlapError:
+            return
+    pytest.fail(f"{mutant.name} was not noticed in {SEED_BUDGET} seeds")
+
+
+def test_many_random_stories_share_leases() -> None:
+    """The comparison in `World.check` is not empty."""
+    assert sum(run_seed(seed).shared_seen for seed in range(20)) > 5_000
+
+
+@pytest.mark.parametrize("mutant", SHARING_MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_lease_that_is_shared_for_too_long_is_noticed(mutant: Mutant) -> None:
+    """Each event that parts shards is missed once."""
+    for seed in (mutant.seed, *range(SEED_BUDGET)):
+        try:
+            run_seed(seed, mutant)
+        except SharedError:
             return
     pytest.fail(f"{mutant.name} was not noticed in {SEED_BUDGET} seeds")
 
@@ -728,6 +746,36 @@ def test_a_quorum_of_one_is_for_ever_and_sends_nothing() -> None:
     assert pulse.promised_until(ONE) <= START
     assert pulse.quorum_heard_at(ONE, later(99)) == later(99)
     assert (pulse.wake_at, pulse.tick(later(99))) == (None, [])
+
+
+def test_shards_that_are_granted_alike_share_a_lease() -> None:
+    """Sentence H28 of docs/protocol/heartbeats.md.
+
+    H28. Shards with the same followers and quorum that the same followers grant share one lease: it
+    ends when an answer excepts others than the one before, when a voter comes with another journal,
+    when one that granted none of them grants, and when one of them is led no more.
+    """
+    leader, follower = make_pair(ONE, TWO)
+    ack = exchange(leader, follower, later(1))
+    assert ack.is_granting
+    shared = leader.shared_lease(ONE)
+    assert shared is not None
+    assert shared is leader.shared_lease(TWO)
+    assert shared.until == leader.lease_until(ONE, later(2)) == TIMING.lease_from(later(1))
+    exchange(leader, follower, later(101))
+    assert shared.until == TIMING.lease_from(later(101))
+    # Another one is begun: it is granted by nobody yet, and changes nothing for the others.
+    lead(leader, THREE, later(102))
+    assert leader.shared_lease(THREE) is not shared
+    exchange(leader, follower, later(112))  # excepts it
+    assert shared.until == LONG_AGO
+    shared = leader.shared_lease(ONE)
+    assert shared is not None
+    assert shared.until == TIMING.lease_from(later(112))
+    assert leader.shared_lease(THREE) is not shared
+    leader.unlead(TWO, later(113))
+    assert shared.until == LONG_AGO
+    assert leader.shared_lease(TWO) is None
 
 
 def test_nobody_has_a_lease_of_what_it_does_not_lead() -> None:

@@ -21,9 +21,11 @@ from basenet.guardian.protocol import (
     Ready,
     Renew,
     Replaced,
+    Share,
     ToDaemon,
     decode,
     encode,
+    pack_fences,
     renewals,
 )
 from basenet.guardian.waiters import Waiters
@@ -418,6 +420,8 @@ def test_a_database_without_a_log_makes_the_fence_fail(tmp_path: Path) -> None:
         Close(fence=0, ticket=2**32 - 1),
         Renew(leases=((1, 2), (3, 2**63))),
         Renew(leases=()),
+        Share(until=2**63, fences=pack_fences([1, 2**32 - 1])),
+        Share(until=0, fences=b""),
         Ready(),
         Held(fence=4, ticket=9),
         Failed(fence=5, is_conflict=True, reason="the fence of /x cannot be set up; do something"),
@@ -440,6 +444,8 @@ def test_messages_survive_the_socket(message: ToDaemon) -> None:
         b"\x04\0",
         b"\x11\0\0\0\1",
         b"\x05\0\0\0\1",
+        b"\x06\0\0",
+        b"\x06" + bytes(8) + b"\0\0\1",
     ],
 )
 def test_a_packet_that_is_no_message_is_told(packet: bytes) -> None:
@@ -454,6 +460,34 @@ def test_many_renewals_are_cut_into_packets() -> None:
     packets = list(renewals(leases))
     assert [len(packet.leases) for packet in packets] == [8_000, 8_000, 4_001]
     assert [lease for packet in packets for lease in packet.leases] == leases
+
+
+def test_fences_that_share_a_lease_are_opened_and_kept_open_like_others(
+    desk: Desk, app: Application
+) -> None:
+    """Those that nobody knows, or knows no more, are passed over."""
+    desk.take()
+
+    def share(until: int) -> None:
+        fences = pack_fences([FENCE + 1, FENCE])
+        desk.keeper.handle(Share(until=until, fences=fences), desk.now)
+
+    share(until=2_000)
+    assert can_write(app)
+    share(until=2_500)
+    share(until=1_900)
+    assert desk.keeper.tick(2_001) == 2_500
+    assert can_write(app)
+    assert desk.keeper.tick(2_500) is None
+    assert not can_write(app)
+    desk.now = 3_000
+    share(until=2_999)
+    assert not can_write(app)
+    share(until=4_000)
+    assert can_write(app)
+    desk.keeper.handle(Close(fence=FENCE, ticket=7), desk.now)
+    assert not can_write(app)
+    assert desk.take() == [Held(fence=FENCE, ticket=7)]
 
 
 def test_the_guardian_has_no_room_for_large_libraries() -> None:

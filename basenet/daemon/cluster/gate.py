@@ -19,9 +19,27 @@ and opened again as soon as the quorum has caught up: the application sees SQLIT
 shard's `Gate` is in one of three sets, and a shard that does not lead is in none and costs nothing
 until its replica makes a step::
 
-    open       renewed together, `_RENEWALS` times within a lease, in one packet to the guardian
     waiting    leads and may not write yet: a lease comes with an acknowledgement, which is no step
-    measured   open, with a limit set: what is not final is looked at between renewals, too
+    open       looked at and renewed, `_RENEWALS` times within a lease
+    at rest    open, and nothing has happened to it between two looks: renewed as often, without a
+               look, with all others whose lease is the same (`Rest`); one packet to the guardian
+
+With a limit set none is at rest, and what is not final is looked at between renewals, too.
+
+*Why no look is needed at rest.* All that a look asks changes by one of five things, and each of
+them ends the rest before the next renewal::
+
+    the replica makes a step         who leads, the tip, what is wanted            `Gate.stepped`
+    an effect of a step is done      settled, applied, orphaned     none is at rest before all are
+    the fence is closed, or asked    the file is mended, marked, given to another hand, replaced
+      for, or dropped                                                         `guard.FenceGroup`
+    the term ends                                                                   `Gate.leave`
+    the lease is over, or may be     an answer of a voter, a lead that ends: `lease.SharedLease` is
+      another one than the others'   over for all who share it, and each of them is looked at
+
+Whoever writes to the file asks for the fence first, and whoever holds applying back does so because
+a step told to, or before the gate is there. Should something be missed all the same, it is noticed:
+each gate at rest is looked at once in `_TURN_S`.
 
 What takes time, the beginning of capture, is done in a task of the shard's own term: one slow disk
 holds up no other shard's renewal.
@@ -30,7 +48,7 @@ holds up no other shard's renewal.
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from math import inf
+from math import ceil, inf
 from typing import Final, Protocol
 
 import structlog
@@ -38,10 +56,11 @@ import trio
 
 from basenet.config.model import ClusterConfig
 from basenet.daemon.cluster.file import ReplicaFile
-from basenet.daemon.cluster.guard import Guard
+from basenet.daemon.cluster.guard import FenceGroup, Guard
 from basenet.daemon.cluster.writing import Unfinal
 from basenet.daemon.framer import instant
 from basenet.engine.events import Instant
+from basenet.engine.lease import SharedLease
 from basenet.units import ShardId
 
 log = structlog.get_logger()
@@ -50,6 +69,7 @@ NEVER: Final = Instant(0)
 # A renewal that comes late by half a lease still comes in time.
 _RENEWALS: Final = 10 / 3
 _LOOK_S: Final = 0.05
+_TURN_S: Final = 10.0
 # So many fences are renewed before everything else has a turn.
 _AT_ONCE: Final = 256
 _NS_PER_MS: Final = 1_000_000
@@ -80,6 +100,10 @@ class Gated(Protocol):
         """Return until when a quorum gave its lease; the past without one."""
         ...
 
+    def shared_lease(self) -> SharedLease | None:
+        """Return the lease that it shares with other shards; None while anything is under way."""
+        ...
+
     def unfinal(self) -> Unfinal:
         """Return what this node would lose if it were deposed now."""
         ...
@@ -108,12 +132,14 @@ class Gate:
         "_gates",
         "_has_looked",
         "_is_beginning",
+        "_is_stirred",
         "_oldest",
         "_start",
         "_until",
         "has_left",
         "is_held_back",
         "is_open",
+        "rest",
         "term",
     )
 
@@ -124,17 +150,40 @@ class Gate:
         self.is_held_back = False
         """Whether the application waits for the quorum."""
         self.has_left = False
+        self.rest: Rest | None = None
+        """With whom it is renewed without a look."""
         self._gates = gates
         self._start = start
         self._has_looked = self._is_beginning = False
+        self._is_stirred = True  # since the last look but one
         # The oldest commit that is not final, and how far ahead the wall clock was at that sight.
         self._oldest: tuple[int, int] | None = None
         self._until: Instant | None = None  # of the lease under which it is or was open
 
     def stepped(self) -> None:
         """Take note of a step of the replica: an open gate's shard is looked at in time anyway."""
+        self.stir()
         if not (self.is_open and self.term.leads):
             self._gates.look_soon(self)
+
+    def stir(self) -> None:
+        """Be looked at before the next renewal: something has happened."""
+        self._is_stirred = True
+        if self.rest is not None:
+            self._gates.wake(self)
+
+    def find_lease(self) -> SharedLease | None:
+        """Return the lease under which it may rest now; None: nothing rests that stirred.
+
+        Asked after each look that found it open.
+        """
+        was_stirred, self._is_stirred = self._is_stirred, False
+        return None if was_stirred else self.term.shared_lease()
+
+    def wake(self, until: Instant) -> None:
+        """Be at rest no longer; the last renewal was until ``until``."""
+        self.rest = None
+        self._until = max(until, self._until or until)
 
     def look(self) -> None:
         """Open the fence or hold it open if that is right; `Gates` sends the renewal."""
@@ -224,6 +273,56 @@ class Gate:
         self._gates.forget(self)
 
 
+class Rest:
+    """Open gates to which nothing happens, and the lease that all of them have."""
+
+    def __init__(self, lease: SharedLease, fences: FenceGroup) -> None:
+        self.lease = lease
+        self._fences = fences
+        self._gates: dict[Gate, None] = {}
+        self._turn: list[Gate] = []
+        self._turn_step = 0
+
+    def __len__(self) -> int:
+        return len(self._gates)
+
+    def add(self, gate: Gate) -> bool:
+        """Renew ``gate``, which was just looked at, with the others; False if that cannot be."""
+        fence = gate.term.file.fence
+        if fence is None or not fence.join(self._fences, gate.stir):
+            return False
+        self._gates[gate] = None
+        gate.rest = self
+        return True
+
+    def remove(self, gate: Gate) -> None:
+        """Renew ``gate`` no more."""
+        del self._gates[gate]
+        if gate.term.file.fence is not None:
+            gate.term.file.fence.part()
+        gate.wake(self._fences.until)
+
+    def renew(self, until: Instant) -> None:
+        """Hold all of them open until ``until``."""
+        self._fences.renew(until)
+
+    def end(self) -> list[Gate]:
+        """Wake all of them; return who they were."""
+        gates = list(self._gates)
+        for gate in gates:
+            self.remove(gate)
+        self._fences.disband()
+        return gates
+
+    def next_in_turn(self, share: float) -> list[Gate]:
+        """Return the next ``share`` of them."""
+        if not self._turn:
+            self._turn = list(self._gates)
+            self._turn_step = ceil(share * len(self._turn))
+        chosen, self._turn = self._turn[: self._turn_step], self._turn[self._turn_step :]
+        return [gate for gate in chosen if gate.rest is self]
+
+
 class Gates:
     """Keeps the fences of all shards of a node."""
 
@@ -250,6 +349,7 @@ class Gates:
         self._renew_at_s = -inf
         self._look_at_s = -inf
         self._open: dict[Gate, None] = {}
+        self._rests: dict[SharedLease, Rest] = {}
         self._waiting: dict[Gate, None] = {}
         self._soon: dict[Gate, None] = {}
         self._news = trio.Event()
@@ -267,8 +367,16 @@ class Gates:
 
     def forget(self, gate: Gate) -> None:
         """Look at ``gate`` no more."""
+        if gate.rest is not None:
+            gate.rest.remove(gate)
         for gates in (self._open, self._waiting, self._soon):
             gates.pop(gate, None)
+
+    def wake(self, gate: Gate) -> None:
+        """Look at ``gate``, which was at rest, before its next renewal."""
+        if gate.rest is not None:
+            gate.rest.remove(gate)
+            self._open[gate] = None
 
     def is_too_much(self, unfinal: Unfinal, age_ms: float) -> bool:
         """Return whether the application has to wait for the quorum."""
@@ -293,6 +401,7 @@ class Gates:
                 self._weigh()
             if self._renew_at_s <= now_s:
                 self._renew_at_s = now_s + self._renew_s
+                self._renew_rests()
                 await self._look_at(dict(self._open))
             self._guard.flush()
 
@@ -301,7 +410,7 @@ class Gates:
         must_look = self._waiting or (self.has_limits and self._open)
         return min(
             self._look_at_s if must_look else inf,
-            self._renew_at_s if self._open else inf,
+            self._renew_at_s if self._open or self._rests else inf,
         )
 
     async def _look_at(self, gates: Iterable[Gate]) -> None:
@@ -313,17 +422,51 @@ class Gates:
             if not count % _AT_ONCE:
                 await trio.lowlevel.checkpoint()
 
+    def _renew_rests(self) -> None:
+        """Renew those who rest, and look at some; who has lost the common lease is looked at."""
+        now = self.clock()
+        for lease, rest in list(self._rests.items()):
+            until = lease.until
+            if until <= now or not rest:
+                del self._rests[lease]
+                self._open |= dict.fromkeys(rest.end())
+                continue
+            rest.renew(until)
+            for gate in rest.next_in_turn(self._renew_s / _TURN_S):
+                self._look_again(gate, lease)
+
+    def _look_again(self, gate: Gate, lease: SharedLease) -> None:
+        """See that a gate at rest would be open all the same."""
+        gate.look()
+        if not gate.is_open or gate.find_lease() is not lease:
+            self.wake(gate)
+        self._sort(gate)
+
     def _sort(self, gate: Gate) -> None:
         """Put ``gate`` where it is looked at as often as it needs."""
         if gate.is_open:
-            self._open[gate] = None
             self._waiting.pop(gate, None)
+            if gate.rest is None and not self._may_rest(gate):
+                self._open[gate] = None
+            else:
+                self._open.pop(gate, None)
             return
+        self.wake(gate)
         self._open.pop(gate, None)
         if gate.term.leads:
             self._waiting[gate] = None
         else:
             self._waiting.pop(gate, None)
+
+    def _may_rest(self, gate: Gate) -> bool:
+        """Let ``gate``, which is open, rest if it may."""
+        lease = gate.find_lease()
+        if lease is None or self.has_limits:
+            return False
+        rest = self._rests.get(lease)
+        if rest is None:
+            rest = self._rests[lease] = Rest(lease, self._guard.group())
+        return rest.add(gate)
 
     def _weigh(self) -> None:
         """Close what has fallen behind too far, between two renewals."""

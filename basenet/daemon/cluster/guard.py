@@ -17,6 +17,11 @@ writes alone::
 Nothing here waits for the guardian's socket: what does not fit waits in a queue, in which a lease
 is always the newest one.
 
+*Together.* Fences whose shards share a lease and are at rest form a `FenceGroup`, which is renewed
+as one, by a packet that is made anew only when somebody joined or left. A fence leaves it at once
+by `close`, `held` and `drop`, and when its file is replaced; from then on it is in no packet of the
+group, neither in one that waits.
+
 *Duplicates.* The guardian's first HELD brings the descriptors that it locked. They are the same
 lock owner as the guardian itself, so they must never unlock anything and are kept for one case:
 when the guardian dies, the locks live on through them, and what was open is locked through them at
@@ -63,6 +68,61 @@ _GONE: Final = (
 )
 
 
+class FenceGroup:
+    """Fences that are renewed together, until one instant. Made by `Guard.group`."""
+
+    def __init__(self, guard: "Guard") -> None:
+        self.until = Instant(0)
+        """Of the last renewal."""
+        self._guard = guard
+        self._members: dict[int, None] = {}
+        self._packed: bytes | None = b""
+        # How much of the packed numbers is sent; None while nothing is to be.
+        self._sent: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def add(self, number: int) -> None:
+        """Renew a fence with the others, from the next time on."""
+        self._members[number] = None
+        self._change()
+
+    def remove(self, number: int) -> None:
+        """Renew a fence no more."""
+        del self._members[number]
+        self._change()
+
+    def renew(self, until: Instant) -> None:
+        """Let applications write to all of them until ``until``; sent by `Guard.flush`."""
+        self.until = max(until, self.until)
+        self._sent = 0
+
+    def disband(self) -> None:
+        """Be sent no more; all have left."""
+        assert not self._members, "a group that somebody relies on"
+        self._guard.forget_group(self)
+
+    def next_packet(self) -> bytes | None:
+        """Return what is to be sent next; None when all is."""
+        if self._sent is None:
+            return None
+        if self._packed is None:
+            self._packed = protocol.pack_fences(self._members)
+        size = protocol.RENEWALS_MAX * protocol.FENCE_BYTES
+        fences = self._packed[self._sent : self._sent + size]
+        if not fences:
+            self._sent = None
+            return None
+        self._sent += size
+        return protocol.encode(protocol.Share(until=self.until, fences=fences))
+
+    def _change(self) -> None:
+        self._packed = None
+        if self._sent is not None:
+            self._sent = 0
+
+
 class Fence:
     """One database's fence, as the daemon sees it. Made by `Guard.fence`.
 
@@ -73,9 +133,11 @@ class Fence:
         self, guard: "Guard", *, number: int, path: Path, database_inode: tuple[int, int]
     ) -> None:
         self.path = path
+        self.number = number
         self.on_replaced: Callable[[], None] | None = None
         self._guard = guard
-        self._number = number
+        self._group: FenceGroup | None = None
+        self._on_left: Callable[[], None] = lambda: None
         self._inode = database_inode
         self._descriptors: tuple[int, ...] = ()
         self._ticket = 0  # of the newest question, void after a renewal
@@ -95,7 +157,9 @@ class Fence:
     @property
     def is_open_until(self) -> Instant | None:
         """Until when an application may begin to write; None while the fence is held."""
-        return self._until
+        if self._group is None or self._until is None:
+            return self._until
+        return max(self._until, self._group.until)
 
     @property
     def is_replaced(self) -> bool:
@@ -112,17 +176,18 @@ class Fence:
             return
         self._is_held = self._is_asked = False
         self._until = max(until, self._until or until)
-        self._guard.collect(self._number, until)
+        self._guard.collect(self.number, until)
 
     def close(self) -> None:
         """Ask for the write lock and return at once; harmless when repeated."""
         if self._is_held or self._is_asked or self._is_dropped or self._guard.is_gone:
             return
+        self._leave()
         self._is_asked = True
         self._asked_s = trio.current_time()
         self._ticket = self._guard.next_ticket()
-        self._guard.forget_lease(self._number)
-        self._guard.send(protocol.Close(fence=self._number, ticket=self._ticket))
+        self._guard.forget_lease(self.number)
+        self._guard.send(protocol.Close(fence=self.number, ticket=self._ticket))
 
     async def held(self) -> None:
         """Return when the write lock is ours.
@@ -145,13 +210,44 @@ class Fence:
         if self._is_dropped:
             return
         assert not is_attached(*self._inode), f"{self.path} is dropped before it is closed"
+        self._leave()
         self._is_dropped, self._is_held, self._until = True, False, None
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = ()
-        self._guard.forget(self._number)
-        self._guard.send(protocol.Drop(fence=self._number))
+        self._guard.forget(self.number)
+        self._guard.send(protocol.Drop(fence=self.number))
         self._announce()
+
+    # In company.
+
+    def join(self, group: FenceGroup, on_left: Callable[[], None]) -> bool:
+        """Be renewed with ``group``; False unless this one is open, and may be kept so.
+
+        It was renewed by itself just now. ``on_left`` is called when it has left by itself.
+        """
+        is_open = not (self._is_held or self._is_asked or self._waiting)
+        is_over = self._is_dropped or self._is_replaced or self._guard.is_gone
+        if self._group is not None or not is_open or is_over:
+            return False
+        self._group, self._on_left = group, on_left
+        group.add(self.number)
+        return True
+
+    def part(self) -> None:
+        """Be renewed by itself again; harmless for one that is."""
+        if self._group is not None:
+            self._until = self.is_open_until
+            self._group.remove(self.number)
+            self._group = None
+
+    def _leave(self) -> None:
+        """Leave the group, if there is one: what closes this fence must not be undone by it."""
+        if self._group is not None:
+            self.part()
+            self._on_left()
+
+    # At the end.
 
     def surrender(self) -> tuple[int, ...]:
         """Return the descriptors, which are the caller's from now on."""
@@ -215,6 +311,7 @@ class Fence:
 
     def mark_replaced(self) -> None:
         """Take REPLACED."""
+        self._leave()
         self._is_replaced, self._is_held = True, False
         self._announce()
         if self.on_replaced is not None:
@@ -239,6 +336,7 @@ class Guard:
         self._fences: dict[int, Fence] = {}
         self._numbers = self._tickets = 0
         self._leases: dict[int, int] = {}
+        self._groups: list[FenceGroup] = []
         self._unsent: deque[bytes] = deque()
         self._is_flush_due = False
         self._flushed_s = -_FLUSH_GAP_S
@@ -280,6 +378,12 @@ class Guard:
             raise
         return fence
 
+    def group(self) -> FenceGroup:
+        """Return a group for fences that are renewed together; `FenceGroup.disband` ends it."""
+        group = FenceGroup(self)
+        self._groups.append(group)
+        return group
+
     def ready(self) -> None:
         """Tell the guardian that this daemon serves, so that the application may start."""
         self.send(protocol.Ready())
@@ -308,6 +412,10 @@ class Guard:
     def forget_lease(self, number: int) -> None:
         """Take back a renewal that was not sent."""
         self._leases.pop(number, None)
+
+    def forget_group(self, group: FenceGroup) -> None:
+        """Send nothing of ``group`` any more."""
+        self._groups.remove(group)
 
     def forget(self, number: int) -> None:
         """Know a fence no longer."""
@@ -348,6 +456,10 @@ class Guard:
             return self._unsent.popleft()
         if not self._is_flush_due:
             return None
+        for group in self._groups:
+            packet = group.next_packet()
+            if packet is not None:
+                return packet
         batch = dict(list(self._leases.items())[: protocol.RENEWALS_MAX])
         if not batch:
             self._is_flush_due = False

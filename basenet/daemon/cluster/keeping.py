@@ -35,6 +35,7 @@ log = structlog.get_logger()
 
 _LOOK_S: Final = 2.0
 _ACTIVE_S: Final = 60.0
+_IDLE_S: Final = 30.0
 _TARGET_SHARE: Final = 0.9
 _SLACK: Final = 1.25
 """So much more than is kept may lie there, since to drop a little costs a transaction each time."""
@@ -49,15 +50,20 @@ class ClusterKeeper:
         self._kept = kept_bytes(node.config.journal_bytes_max)
 
     async def run(self) -> None:
-        """Look every two seconds, while anything is written or was a minute ago, for ever."""
-        seen, written_s = -1, trio.current_time()
+        """Look for ever, every two seconds while frames are written or were a minute ago.
+
+        What else is written once a minute, how far the journals of others are, is none. Else once
+        in half a minute: an archive that comes back lets go of what waits here for it.
+        """
+        seen, written_s, looked_s = -1, trio.current_time(), trio.current_time()
         while True:
             await trio.sleep(_LOOK_S)
-            now_s, count = trio.current_time(), self._node.journalist.journal.jcount
+            now_s, count = trio.current_time(), self._node.journalist.asked_bytes
             if count != seen:
                 seen, written_s = count, now_s
-            elif now_s - written_s > _ACTIVE_S:
+            elif now_s - written_s > _ACTIVE_S and now_s - looked_s < _IDLE_S:
                 continue
+            looked_s = now_s
             shards = [shard for shard in self._shards.values() if _place(shard) is not None]
             for shard in shards:
                 await self._trim(shard)

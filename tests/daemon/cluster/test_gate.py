@@ -83,6 +83,9 @@ class World:
     def lease_until(self) -> Instant:
         return self.lease
 
+    def shared_lease(self) -> None:
+        """It has its own; tests/daemon/cluster/test_rest.py has the others."""
+
     def unfinal(self) -> Unfinal:
         return self.lost
 
