@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-system check tla-check tla-trace java dnsmasq faketime radosgw simulate mutants demo demo-cluster soak bench clean
+.PHONY: help venv test test-system check tla-check tla-trace java dnsmasq faketime radosgw simulate mutants demo demo-cluster soak steady bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,6 +91,9 @@ demo-cluster: $(STAMP)  ## three nodes, the death of the writer's, failover, ret
 MINUTES := 30
 soak: $(STAMP) faketime  ## clusters under load and random faults, judged from outside: half an hour
 	$(RUN) cmd/basenet-soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(BYZANTINE),--byzantine)
+
+steady: $(STAMP)  ## every operation at many paces of an application that never rests: an hour
+	$(RUN) -m basenet.testing.steadyload
 
 bench: $(STAMP)  ## basenet and litestream beside the same writer, as a table of ratios
 	$(RUN) cmd/basenet-bench

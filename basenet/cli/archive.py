@@ -2,12 +2,14 @@
 
 import os
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import click
 
 from basenet.archive.catalog import Catalog, find_shard, list_shards, read_catalog
+from basenet.archive.cutoff import Witness
 from basenet.archive.fetch import Fetcher
 from basenet.archive.lease import Holder, Lease, read_lease
 from basenet.archive.names import ShardNames
@@ -121,6 +123,12 @@ def stats_command(
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
 @click.option(
+    "--by-clock",
+    is_flag=True,
+    help="Believe this machine's clock: only if `date` is right, because a clock that is ahead "
+    "would delete history. Needed for a directory, which has no clock of its own.",
+)
+@click.option(
     "--take-over",
     is_flag=True,
     help="Prune although the lease is not released: only if the basenet that holds it is gone "
@@ -137,12 +145,14 @@ def prune_command(
     lineage: str | None,
     retention: str | None,
     dry_run: bool,
+    by_clock: bool,
     take_over: bool,
     trusted_keys: Path | None,
     as_json: bool,
 ) -> None:
     """Delete what no kept moment needs: a running basenet does so by itself every hour.
 
+    How old an object is, its store says; the time of this machine counts with --by-clock alone.
     Every commit of the retention stays restorable, and so does the newest state, however old it
     is. Before anything is deleted, a restore of the oldest and of the newest kept moment is planned
     without it. It can be interrupted at any moment, and goes on when it is run again.
@@ -159,9 +169,8 @@ def prune_command(
             )
             trusted = await read_trust(store, config, trusted_keys)
             chosen = None if lineage is None else parse_lineage(lineage)
-            report = await _prune(
-                store, names, config, trusted, chosen, dry_run=dry_run, take_over=take_over
-            )
+            order = _Order(lineage=chosen, dry_run=dry_run, by_clock=by_clock, take_over=take_over)
+            report = await _prune(store, names, config, trusted, order)
             return names, report
         finally:
             await store.aclose()
@@ -219,22 +228,30 @@ async def _find(store: Store, config: Config, shard: str | None) -> list[ShardNa
 # Deleting.
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Order:
+    """How to prune: see the options."""
+
+    lineage: Lineage | None
+    dry_run: bool
+    by_clock: bool
+    take_over: bool
+
+
 async def _prune(
     store: Store,
     names: ShardNames,
     config: Config,
     trusted: frozenset[PublicKeyBytes],
-    lineage: Lineage | None,
-    *,
-    dry_run: bool,
-    take_over: bool,
+    order: _Order,
 ) -> PruneReport:
+    lineage = order.lineage
     fetcher = Fetcher(store, retry_seconds=config.retry_deadline_seconds)
     if lineage is None:
         survey = await survey_shard(store, fetcher, names, Wish())
         lineage = (await survey.make_plan(Wish(), trusted)).target.lineage
-    if not dry_run:
-        await _require_free(store, names, take_over=take_over)
+    if not order.dry_run:
+        await _require_free(store, names, take_over=order.take_over)
     lease = Lease(
         store=store,
         names=names,
@@ -253,8 +270,9 @@ async def _prune(
         trusted=trusted,
         retention_seconds=config.retention_seconds,
         fetcher=fetcher,
+        is_by_clock=order.by_clock,
     )
-    if dry_run:
+    if order.dry_run:
         return await pruner.run(dry_run=True)
     await lease.acquire()
     try:
@@ -364,6 +382,7 @@ def _make_prune(names: ShardNames, report: PruneReport, *, dry_run: bool) -> dic
         "shard": names.shard,
         "dry_run": dry_run,
         "base": None if report.plan.base is None else report.plan.base.name,
+        "witness": str(report.cutoff.witness),
         "deleted": report.deleted,
         "deleted_bytes": report.deleted_bytes,
         "objects": [
@@ -385,6 +404,12 @@ def _print_prune(names: ShardNames, report: PruneReport, *, dry_run: bool) -> No
         )
     for note in report.plan.notes:
         output.say(f"note: {note}")
+    if report.cutoff.witness is Witness.NOBODY:
+        output.say(
+            "note: no history was taken for expired, because the store does not say how old any of "
+            "it is, or no snapshot in it is old enough: if `date` is right on this machine, add "
+            "--by-clock"
+        )
     base = "what there is" if report.plan.base is None else report.plan.base.name
     verb = "would be deleted" if dry_run else "deleted"
     click.echo(

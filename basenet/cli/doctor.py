@@ -375,9 +375,13 @@ async def _try_conditions(store: Store) -> Finding:
 
 
 async def _compare_clocks(store: Store) -> Finding:
-    """Compare our clock with the store's, by the answer to a read of our own object."""
+    """Compare our clock with the store's, by the answer to a read of our own object.
+
+    A directory has no clock, but that of a network file system is where its files' times are from.
+    """
     name = f"{probe.PROBE_PREFIX}{secrets.token_hex(8)}"
     try:
+        wrote_ns = time.time_ns()
         with suppress(StoreConflict):
             await store.put_if_absent(name, b"clock")
         before_ns = time.time_ns()
@@ -388,11 +392,14 @@ async def _compare_clocks(store: Store) -> Finding:
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
             await store.delete(name)
-    if found.server_now_ns is None:
+    if found.server_now_ns is not None:
+        told_ns = found.server_now_ns
+    elif found.modified_ns is not None:
+        told_ns, before_ns = found.modified_ns, wrote_ns
+    else:
         return ok("clock", "the store does not say its time")
     # The store's second may have begun before we asked.
-    ahead_ns = max(before_ns - _NS - found.server_now_ns, found.server_now_ns - after_ns, 0)
-    skew_seconds = ahead_ns / _NS
+    skew_seconds = max(before_ns - _NS - told_ns, told_ns - after_ns, 0) / _NS
     if skew_seconds > CLOCK_SKEW_SECONDS_MAX:
         return warn(
             "clock",
@@ -400,6 +407,8 @@ async def _compare_clocks(store: Store) -> Finding:
             "run a time service (chrony, systemd-timesyncd): restores by time go by this clock, "
             "and S3 refuses requests beyond 15 minutes",
         )
+    if found.server_now_ns is None:
+        return ok("clock", "files get this machine's time; a directory has no clock of its own")
     return ok("clock", "this machine's clock agrees with the store's")
 
 

@@ -18,18 +18,21 @@ written into the copy as one commit: its readers see that like any other change.
 A copy that holds anything else than what was followed was written to by somebody, perhaps because
 it was promoted. It is never touched.
 
-An archive that does not answer is waited for. What cannot get better by waiting (two histories, a
+An archive that does not answer is waited for, and so is one that is still empty: a follower may be
+started before what it follows. An archive with something else in it is a misspelt name, and ends
+the command. What cannot get better by waiting (two histories, a
 key that is not trusted, a page size that changed) ends the command with one sentence.
 """
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import trio
 
+from basenet.archive.catalog import EmptyArchive
 from basenet.archive.fetch import Fetcher
 from basenet.archive.names import ShardNames
 from basenet.archive.place import Place
@@ -38,7 +41,7 @@ from basenet.archive.port import Store, StoreRefused
 from basenet.archive.pursuit import Advance, Pursuit
 from basenet.archive.restore import OnProgress, OnProven, RestoreReport, restore
 from basenet.archive.scratch import Scratch, ScratchDraft, ScratchPages
-from basenet.cli.standing import Standing, StandingFile
+from basenet.cli.standing import SUFFIX, Standing, StandingFile
 from basenet.errors import (
     ConflictError,
     CorruptionError,
@@ -75,28 +78,55 @@ class Source:
 
 
 async def follow(
-    source: Source,
+    open_source: Callable[[], Awaitable[Source]],
     place: Place,
     *,
     interval_seconds: float,
     tell: Tell,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """Follow ``source`` into ``place`` until cancelled, or until SIGTERM, SIGINT or SIGHUP.
+    """Follow what ``open_source`` finds into ``place`` until cancelled, SIGTERM, SIGINT or SIGHUP.
 
-    Raises `ConflictError` for a file that is no copy of ours, for one that was changed and for two
-    histories; `UntrustedKey`, `StoreRefused`, `UsageError`; and `UnavailableError` when the copy's
-    own disk or locks refuse.
+    It may raise `EmptyArchive`: then it is asked again. Raises `ConflictError` for a file that is
+    no copy of ours, for one that was changed and for two histories; `NotFoundError`,
+    `UntrustedKey`, `StoreRefused`, `UsageError`; and `UnavailableError` when the copy's own disk or
+    locks refuse.
     """
+    seq: int | None = None
     async with trio.open_nursery() as nursery:
         await nursery.start(_stop_on_signal, nursery.cancel_scope)
+        source = await _wait_until_there(open_source, place, interval_seconds, tell)
         follower = _Copy(source, place, interval_seconds, tell, on_progress)
         try:
             await follower.run()
         finally:
+            seq = follower.seq
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(follower.close)
-    tell("stopped", seq=follower.seq)
+    tell("stopped", seq=seq)
+
+
+async def _wait_until_there(
+    open_source: Callable[[], Awaitable[Source]],
+    place: Place,
+    interval_seconds: float,
+    tell: Tell,
+) -> Source:
+    """Return what is to be followed, once there is anything in the archive at all.
+
+    A file that is no copy of ours is refused before, and not after hours.
+    """
+    is_told = False
+    while True:
+        try:
+            return await open_source()
+        except EmptyArchive as error:
+            if not is_told:
+                if not place.path.with_name(place.path.name + SUFFIX).exists():
+                    await trio.to_thread.run_sync(place.check)
+                tell("waiting", error=str(error))
+            is_told = True
+            await trio.sleep(max(interval_seconds, 1.0))
 
 
 async def _stop_on_signal(
@@ -157,7 +187,8 @@ class _Copy:
                 await self._step()
             except StoreRefused:
                 raise
-            except UnavailableError as error:
+            # Nothing there: an archive that was moved away or is begun anew. The copy stands.
+            except (UnavailableError, NotFoundError) as error:
                 if str(error) != said:
                     self._tell("waiting", error=str(error))
                 said, pause_s = str(error), min(max(2 * pause_s, 1.0), _PAUSE_S_MAX)
@@ -179,16 +210,22 @@ class _Copy:
             await self._resume(standing)
 
     async def _restore(self) -> None:
-        """Make the copy; an archive whose database has no page yet is waited for."""
-        said = False
+        """Make the copy; one that cannot be made yet is waited for.
+
+        A daemon has begun to archive a database that is empty, or of which the first snapshot is
+        not stored yet. A history that was asked for by name and is not there never comes.
+        """
+        said = ""
         while True:
             try:
                 report = await self._restore_to(self._place, on_proven=self._announce)
                 break
-            except _Empty as error:
-                if not said:
+            except (_Empty, NotFoundError) as error:
+                if isinstance(error, NotFoundError) and self._source.lineage is not None:
+                    raise
+                if str(error) != said:
                     self._tell("waiting", error=str(error))
-                said = True
+                said = str(error)
                 await trio.sleep(max(self._interval_s, 1.0))
         self._at = _start_of(report)
         await trio.to_thread.run_sync(self._file.write, Standing(at=self._at))

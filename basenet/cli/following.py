@@ -48,18 +48,22 @@ def run_follow(
     async def run() -> None:
         store = open_archive(archive, config)
         try:
-            names = ShardNames(
-                service=config.service, shard=await find_shard(store, config.service, shard)
-            )
-            source = Source(
-                store=store,
-                names=names,
-                trusted=await read_trust(store, config, trusted_keys, out=place.path),
-                lineage=lineage,
-                fetcher=Fetcher(store, retry_seconds=config.retry_deadline_seconds),
-            )
+            trusted = await read_trust(store, config, trusted_keys, out=place.path)
+
+            async def open_source() -> Source:
+                names = ShardNames(
+                    service=config.service, shard=await find_shard(store, config.service, shard)
+                )
+                return Source(
+                    store=store,
+                    names=names,
+                    trusted=trusted,
+                    lineage=lineage,
+                    fetcher=Fetcher(store, retry_seconds=config.retry_deadline_seconds),
+                )
+
             await follow(
-                source,
+                open_source,
                 place,
                 interval_seconds=interval_seconds,
                 tell=teller,

@@ -125,19 +125,40 @@ def show(*, file: Path | None, directory: Path | None, as_json: bool) -> None:
 
 @command.command("age")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--show",
+    "is_shown",
+    is_flag=True,
+    help="Show the recipients of the identities in FILE, and the key ids that messages name.",
+)
 @output.json_option
-def make_identity(*, file: Path, as_json: bool) -> None:
+def make_identity(*, file: Path, is_shown: bool, as_json: bool) -> None:
     """Make an age identity in FILE, for an encrypted archive, and show its recipient.
 
     FILE gets mode 0600 and is never overwritten. The recipient goes into BASE_ARCHIVE_RECIPIENTS,
     the path of FILE into BASE_ARCHIVE_IDENTITY. Keep a copy of FILE elsewhere: without it nobody
     can read the archive.
     """
+    if is_shown:
+        _show_recipients(file, as_json=as_json)
+        return
     recipient = age.format_recipient(age.generate(file))
     if as_json:
         output.print_json({"identity_file": str(file), "recipient": recipient})
         return
     click.echo(recipient)
+
+
+def _show_recipients(file: Path, *, as_json: bool) -> None:
+    shown = [
+        {"recipient": age.format_recipient(one.recipient), "key_id": one.recipient.key_id.hex()}
+        for one in age.load_identities(str(file))
+    ]
+    if as_json:
+        output.print_json({"identity_file": str(file), "identities": shown})
+        return
+    for line in shown:
+        click.echo(f"{line['recipient']} key id {line['key_id']}")
 
 
 def _read_own() -> _Shown:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -29,6 +30,7 @@ _HOUR_SECONDS: Final = 3600
 _DAY_SECONDS: Final = 86400
 _NS_PER_SECOND: Final = 1_000_000_000
 _MS_PER_SECOND: Final = 1000
+_STANDARD_MAX: Final = 2
 
 
 class ReaderGone(BrokenPipeError):  # noqa: N818  (states a fact; the kind is in the base)
@@ -52,9 +54,18 @@ class _Standard(io.FileIO):
 
 
 def guard_standard_output() -> None:
-    """Make a standard output that takes nothing an error of ours, for the rest of the process."""
+    """Make a standard output that takes nothing an error of ours, for the rest of the process.
+
+    A closed one (``>&-``) becomes one that nobody reads.
+    """
+    # Else the next file or socket is opened as descriptor 0, 1 or 2, and is written to as such.
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_MAX:
+        os.set_inheritable(spare, True)
+    os.close(spare)
     before = sys.stdout
-    if isinstance(before, io.TextIOWrapper):  # None, if it is closed
+    if before is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (until the process ends)
+    elif isinstance(before, io.TextIOWrapper):
         sys.stdout = io.TextIOWrapper(
             io.BufferedWriter(_Standard(before.fileno(), "w", closefd=False)),
             encoding=before.encoding,

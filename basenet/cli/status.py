@@ -7,6 +7,7 @@ and a log read the same words. ``--watch`` repeats it and outlives a restart of 
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
@@ -16,10 +17,11 @@ import msgspec
 from basenet.cli import output
 from basenet.cli.target import make_client, target_options
 from basenet.control.client import DaemonClient
-from basenet.control.surface import NodeStatus, ShardState, ShardStatus
+from basenet.control.surface import FenceState, NodeStatus, ShardState, ShardStatus
 from basenet.errors import UnavailableError
 
 WATCH_SECONDS: Final = 1.0
+CLOCK_STEP_SECONDS_MAX: Final = 60.0
 _MS: Final = 1000
 _NS: Final = 1_000_000_000
 _NONE: Final = "-"
@@ -61,21 +63,25 @@ def command(
     if watch:
         _watch(client, shard, as_json=as_json)
     else:
-        _show(*_ask(client, shard), as_json=as_json)
+        _show(_ask(client, shard), as_json=as_json)
 
 
-def _ask(client: DaemonClient, shard: str | None) -> tuple[NodeStatus, ShardStatus | None]:
-    """Return the node, and the one shard that was asked for."""
-    node = client.get_node_status()
-    return node, None if shard is None else client.get_shard_status(shard)
+def _ask(client: DaemonClient, shard: str | None) -> NodeStatus | ShardStatus:
+    """Return the one shard that was asked for, else the node with all of them."""
+    return client.get_node_status() if shard is None else client.get_shard_status(shard)
 
 
-def _show(node: NodeStatus, shard: ShardStatus | None, *, as_json: bool) -> None:
+def _show(told: NodeStatus | ShardStatus, *, as_json: bool) -> None:
     if as_json:
-        output.print_json(msgspec.to_builtins(shard or node))
-    elif shard is not None:
-        output.print_facts(_describe_shard(shard, node.now_ns))
-    elif sys.stdout.isatty():
+        output.print_json(msgspec.to_builtins(told))
+    elif isinstance(told, ShardStatus):
+        output.print_facts(_describe_shard(told))
+    else:
+        _show_node(told)
+
+
+def _show_node(node: NodeStatus) -> None:
+    if sys.stdout.isatty():
         _print_rich(node)
     else:
         click.echo(_describe_node(node))
@@ -92,18 +98,18 @@ def _watch(client: DaemonClient, shard: str | None, *, as_json: bool) -> None:
             except UnavailableError as error:
                 output.say(str(error))
             else:
-                _show_again(*answer, as_json=as_json)
+                _show_again(answer, as_json=as_json)
             time.sleep(WATCH_SECONDS)
     except KeyboardInterrupt:
         return  # the way to end a watch, and not a failure
 
 
-def _show_again(node: NodeStatus, shard: ShardStatus | None, *, as_json: bool) -> None:
+def _show_again(told: NodeStatus | ShardStatus, *, as_json: bool) -> None:
     if as_json:
-        click.echo(msgspec.json.encode(shard or node))
+        click.echo(msgspec.json.encode(told))
         return
     click.clear()  # does nothing when the output is no terminal
-    _show(node, shard, as_json=False)
+    _show(told, as_json=False)
 
 
 def _describe_node(node: NodeStatus) -> str:
@@ -129,7 +135,7 @@ def _describe_row(shard: ShardStatus, node: NodeStatus) -> Sequence[str]:
     )
 
 
-def _describe_shard(shard: ShardStatus, now_ns: int) -> dict[str, str]:
+def _describe_shard(shard: ShardStatus) -> dict[str, str]:
     """Return everything that is known of one shard, a fact a line."""
     facts = {
         "shard": shard.shard,
@@ -148,18 +154,26 @@ def _describe_shard(shard: ShardStatus, now_ns: int) -> dict[str, str]:
         f"{output.format_duration(shard.lag_ms / _MS)}",
         "worst-case loss": output.format_duration(shard.worst_case_loss_ms / _MS),
         "archive": shard.archive,
+        "retention": shard.retention,
         "last proof": shard.proof,
         "last proven": _format_moment(shard.proof_verified_ns),
         "archive epoch": str(shard.archive_epoch or ""),
         "archive broken at": str(shard.archive_broken_seq or ""),
         "database": f"{shard.db_pages} pages of {shard.page_size} bytes",
+        "fence": _describe_fence(shard),
         "wal": output.format_size(shard.wal_bytes),
         "journal": output.format_size(shard.journal_bytes),
         "last snapshot": f"seq {shard.last_snapshot_seq}" if shard.last_snapshot_seq else "",
-        "next snapshot in": _format_until(shard.next_snapshot_ns, now_ns),
+        "next snapshot in": _format_until(shard.next_snapshot_ns, shard.now_ns),
         "recovered, lapped, regressed": f"{shard.recovered}, {shard.lapped}, {shard.regressed}",
     }
     return {name: value or _NONE for name, value in facts.items()}
+
+
+def _describe_fence(shard: ShardStatus) -> str:
+    """Return what keeps applications from writing: the fence, and what the file says itself."""
+    words = [] if shard.fence is FenceState.NONE else [shard.fence.value]
+    return ", ".join([*words, *(["the file is marked read-only"] if shard.is_read_only else [])])
 
 
 def _remarks(node: NodeStatus) -> list[str]:
@@ -173,7 +187,20 @@ def _remarks(node: NodeStatus) -> list[str]:
     proofs = [
         f"{shard.shard}: proof {shard.proof}" for shard in node.shards if shard.is_proof_failed
     ]
-    return list(dict.fromkeys([*node.reasons, *shards, *proofs]))
+    return list(dict.fromkeys([*node.reasons, *shards, *proofs, *_clock_remarks(node)]))
+
+
+def _clock_remarks(node: NodeStatus) -> list[str]:
+    """Return a sentence where the host's clock was set by more than a time service does."""
+    if abs(node.clock_step_s) <= CLOCK_STEP_SECONDS_MAX:
+        return []
+    way = "forward" if node.clock_step_s > 0 else "back"
+    step = timedelta(seconds=round(abs(node.clock_step_s)))
+    sentence = (
+        f"the clock of this host was set {way} by {step} since basenet started: commits are "
+        "stamped by it, so if `date` is wrong, set it right; nothing is deleted by it"
+    )
+    return [sentence]
 
 
 def _print_remarks(node: NodeStatus) -> None:
@@ -207,8 +234,8 @@ def _format_moment(moment_ns: int | None) -> str:
     return "" if moment_ns is None else output.format_time(moment_ns)
 
 
-def _format_until(moment_ns: int | None, now_ns: int) -> str:
+def _format_until(moment_ns: int | None, now_ns: int | None) -> str:
     """Return how long it is until a moment, by the daemon's own clock."""
-    if moment_ns is None:
+    if moment_ns is None or now_ns is None:
         return _NONE
     return output.format_duration(max(0, moment_ns - now_ns) / _NS)

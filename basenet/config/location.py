@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from basenet.config.values import check_path
 from basenet.errors import UsageError
 
 # What S3 and GCS allow, with room for the older names that compatible servers still have.
@@ -71,6 +72,7 @@ def parse_archive(text: str) -> ArchiveLocation | None:
 def _parse_directory(path: str, text: str) -> ArchiveLocation:
     if not path:
         raise UsageError(f"{text!r} names no directory: write file:///path/of/the/archive")
+    check_path(path)
     stripped = path.rstrip("/") or "/"
     return ArchiveLocation(scheme=ArchiveScheme.FILE, bucket="", prefix=stripped)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePath
 
-from basenet.config.values import split_list
+from basenet.config.values import check_path, split_list
 from basenet.errors import UsageError
 from basenet.units import ShardId, parse_shard_id, shard_id_of_stem
 
@@ -82,10 +82,10 @@ def get_shard_id(database: PurePath) -> ShardId:
 
 
 def _parse_item(item: str) -> ShardSpec:
-    if "\0" in item:
-        raise UsageError(f"{item!r} is not a path: it holds a NUL byte")
+    check_path(item)
     if named := _NAMED.match(item):
         shard, path = parse_shard_id(named[1].strip()), named[2].strip()
+        check_path(path)
         if not path or path.endswith("/") or _MAGIC.search(path):
             raise UsageError(f"{item!r} names one shard: write the path of one database after =")
         return ShardSpec(source=ShardSource.FILE, path=Path(path), shard=shard)

@@ -170,11 +170,30 @@ def parse_peers(text: str) -> tuple[Endpoint, ...]:
     return peers
 
 
+# What SQLite and frameworks write before the path of a database.
+_SCHEME = re.compile(r"(?:file:(?://)?|sqlite3?:(?:///)?)", re.IGNORECASE)
+
+
 def parse_path(text: str) -> Path:
-    """Return ``text`` as a path, which only must not hold a NUL."""
+    """Return ``text`` as a path; raise `UsageError` for what a shell or SQLite would have read."""
+    check_path(text.strip())
+    return Path(text.strip())
+
+
+def check_path(text: str) -> None:
+    """Raise `UsageError` for a path that means something else to a shell or to SQLite."""
     if "\0" in text:
         raise UsageError(f"{text!r} is not a path: it holds a NUL byte")
-    return Path(text.strip())
+    if text.startswith("~"):
+        raise UsageError(
+            f"{text!r} begins with ~, which only a shell expands: write the whole path, or ./ "
+            "before a name that begins so"
+        )
+    if (scheme := _SCHEME.match(text)) is not None:
+        raise UsageError(
+            f"{text!r} is not a path: leave out {scheme[0]!r} and what follows a question mark, or "
+            "write ./ before a name that begins so"
+        )
 
 
 def split_list(text: str) -> list[str]:

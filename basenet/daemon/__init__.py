@@ -24,6 +24,7 @@
 `daemon.presence`           whether the archive still has what was put there
 `daemon.troubles`           what is wrong with shards and their archive, in words and counts
 `daemon.upkeep`             snapshots and retention, one after the other
+`daemon.wallclock`          whether somebody set this machine's clock
 `daemon.snapshots`          what a snapshot reads of a running shard
 `daemon.scrubbing`          the scrubber at work on one session
 `daemon.proof`, `prover`    a moment of the archive restored now and then, by a child process

@@ -51,7 +51,7 @@ from basenet.daemon.presence import ArchiveLost, Presence
 from basenet.daemon.pump import FinalFrame
 from basenet.daemon.troubles import Troubles
 from basenet.daemon.upkeep import History, Upkeep, make_upkeep
-from basenet.errors import BasenetError
+from basenet.errors import BasenetError, UntrustedKey
 from basenet.journal.records import ShardRecord
 from basenet.units import MIB, Lineage, Seq, ShardId, TimestampNs
 from basenet.wire.frame import Flag
@@ -245,9 +245,9 @@ class Archiver:
                     self._log.error("archive_lost", error=str(error))
                     self.is_compared = False
                     self._shard.progress.wake()
-                elif str(error) != self.error:
-                    self._log.warning("archive_stopped", error=str(error))
-                self.error = str(error)
+                elif _explain(error) != self.error:
+                    self._log.warning("archive_stopped", error=_explain(error))
+                self.error = _explain(error)
                 self.troubles.note(error)
                 if isinstance(error, LeaseLost | TwoHistories):
                     # Somebody else writes this history. To go on as a child of his would let two
@@ -394,11 +394,11 @@ class Archiver:
                 await self._probe(store)
                 decision = await self._decide(store, None)
             except BasenetError as error:
-                self._log.warning("archive_not_asked", error=str(error))
+                self._log.warning("archive_not_asked", error=_explain(error))
                 return None
             if isinstance(decision, Refuse):
                 # Capture goes on into the journal, and the comparison that follows says why.
-                self._log.warning("archive_not_asked", error=str(decision.error))
+                self._log.warning("archive_not_asked", error=_explain(decision.error))
             if isinstance(decision, Child):
                 return await make_parent(self._node.journalist, self._shard.shard, decision, None)
         return None
@@ -529,3 +529,13 @@ class Archiver:
         """Ship what is final and release the lease, within bounds."""
         if self.uploader is not None:
             await self.uploader.close(_CLOSE_S)
+
+
+def _explain(error: BasenetError) -> str:
+    """Return the sentence of ``error``, and what to do where the archive is another database's."""
+    if isinstance(error, UntrustedKey):
+        return (
+            f"{error}; if it is another database's archive, give this one another BASE_ARCHIVE, "
+            "BASE_SERVICE or shard id"
+        )
+    return str(error)

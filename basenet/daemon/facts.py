@@ -23,9 +23,11 @@ from basenet.control.surface import (
 )
 from basenet.daemon.keeper import Keeper
 from basenet.daemon.node import Node
+from basenet.daemon.progress import Watermark
 from basenet.daemon.shard import Shard
 from basenet.daemon.supervisor import Supervisor
 from basenet.daemon.troubles import require_going_on, sick_shards
+from basenet.daemon.upkeep import describe_retention
 from basenet.errors import NotFoundError, UsageError
 from basenet.keys.trust import format_public
 from basenet.units import Seq, ShardId
@@ -65,6 +67,7 @@ class Facts:
             uptime_s=(now_ns - self._started_ns) / 1e9,
             archive=self._node.store.url if self._node.store is not None else None,
             public_key=format_public(author.signer.public),
+            clock_step_s=self._node.wall_clock.step_seconds,
         )
 
     def _reasons(self) -> list[str]:
@@ -88,8 +91,10 @@ class Facts:
         archive = found.archiver.facts()
         return structs.replace(
             self._count(found, archive),
+            now_ns=time.time_ns(),
             next_snapshot_ns=found.archiver.next_snapshot_ns(),
             archive=self._archive_sentence(found, archive),
+            retention=describe_retention(found.archiver.upkeep),
         )
 
     def _find(self, shard: str) -> Shard:
@@ -191,6 +196,7 @@ class Facts:
             store_calls=self._node.store_usage.calls,
             store_written_bytes=self._node.store_usage.written_bytes,
             store_read_bytes=self._node.store_usage.read_bytes,
+            clock_step_s=self._node.wall_clock.step_seconds,
         )
 
     def shard_metrics(self, shard: str) -> ShardMetrics:
@@ -214,6 +220,7 @@ class Facts:
             lease_contentions=troubles.lease_contentions,
             leases_lost=troubles.leases_lost,
             archive_losses=troubles.archive_losses,
+            retention_watched_s=shard.archiver.upkeep.watched_s if shard.archiver.upkeep else None,
             proof_failures=self._node.proofs.failures.get(shard.shard, 0),
             proof_seconds=self._node.proofs.of(shard.shard).seconds or None,
         )
@@ -290,9 +297,16 @@ class Facts:
 
     async def _reach(self, shard: Shard, target: Seq, level: Level) -> None:
         """Return once ``target`` is reached; if archived, once it was seen in the archive."""
+        progress = shard.progress
+        if level is not Level.ARCHIVED:
+            await progress.wait_for(
+                Watermark.FINAL, target, lambda: self._is_reached(shard, target, level)
+            )
+            return
         while True:
-            await shard.progress.wait_until(lambda: self._is_reached(shard, target, level))
-            if level is not Level.ARCHIVED or not target or await shard.archiver.confirm():
+            # Not for the watermark alone: the archive must have been looked at, too.
+            await progress.wait_until(lambda: self._is_reached(shard, target, level))
+            if not target or await shard.archiver.confirm():
                 return
 
     def _is_reached(self, shard: Shard, target: Seq, level: Level) -> bool:

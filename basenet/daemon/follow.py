@@ -108,6 +108,8 @@ class Follower:
         self.polled_s = time.monotonic()
         self._is_polling = False
         self._lookers = 0
+        # From which poll on its beginning is news to one of them, or may be.
+        self._telling_poll = 0
         self._polled = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
 
@@ -141,6 +143,9 @@ class Follower:
         It was once a poll that began after this call has ended.
         """
         begun = self._polls_begun
+        if not self._lookers:
+            # The thread may be in one that began before; the next but one shows that one is over.
+            self._telling_poll = begun + 2
         self._look_for(1)
         self._rouse()
         try:
@@ -162,7 +167,7 @@ class Follower:
         """Return whether to stop instead; the capture thread asks before each poll."""
         self._polls_begun += 1
         self.polled_s = time.monotonic()
-        if self._lookers:
+        if self._lookers and self._polls_begun >= self._telling_poll:
             self._token.run_sync_soon(self._wake_lookers, idempotent=True)
         if self._polls_left is not None:
             self._polls_left -= 1

@@ -14,6 +14,7 @@ from basenet.daemon.journalist import Journalist
 from basenet.daemon.ledger import Ledger
 from basenet.daemon.tracefile import TraceFile
 from basenet.daemon.waker import Waker
+from basenet.daemon.wallclock import WallClock
 from basenet.units import PublicKeyBytes
 
 # A shard has a thread of its own only while its application commits.
@@ -42,6 +43,8 @@ class Node:
     store_usage: StoreUsage = field(default_factory=StoreUsage)
     # What the last proofs of the archive found.
     proofs: Ledger = field(default_factory=Ledger)
+    # Whether this machine's clock was set since the process began.
+    wall_clock: WallClock = field(default_factory=WallClock)
     # One shard asks the store whether it keeps conditions; the others find the answer.
     probe_lock: trio.Lock = field(default_factory=trio.Lock)
     # Who ships much of the log to the archive takes turns with the others.

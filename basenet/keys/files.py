@@ -22,10 +22,10 @@ _LOOSE_MODE_BITS: Final = 0o027
 _FILE_BYTES_MAX: Final = 1024 * 1024
 
 
-def make_private_directory(path: Path) -> None:
+def make_private_directory(path: Path, *, setting: str | None = None) -> None:
     """Make ``path`` and its parents if they are missing; only ``path`` itself is closed to others.
 
-    Raises `UnavailableError` if that cannot be done.
+    Raises `UnavailableError` if that cannot be done; ``setting`` is the variable that names it.
     """
     try:
         if path.is_dir():
@@ -34,9 +34,11 @@ def make_private_directory(path: Path) -> None:
         path.mkdir(mode=PRIVATE_DIRECTORY_MODE, exist_ok=True)
         sync_directory(path.parent)
     except OSError as error:
+        reason = "a file has its name" if path.is_file() else error.strerror
+        choose = f"set {setting} to" if setting else "choose"
         raise UnavailableError(
-            f"the directory {path} cannot be made ({error.strerror}); "
-            "choose one that this user may write to"
+            f"the directory {path} cannot be made ({reason}); {choose} one that this user may "
+            "write to"
         ) from error
 
 

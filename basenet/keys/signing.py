@@ -69,7 +69,7 @@ def load_or_create(data_dir: Path, override: str | None = None, *, comment: str 
     Raises `UsageError` if the key is unreadable, malformed or open to others, and
     `UnavailableError` if the directory cannot be written.
     """
-    files.make_private_directory(data_dir)
+    files.make_private_directory(data_dir, setting="BASE_DATA_DIR")
     if override is None:
         key = _load_or_create_own(data_dir / SIGNING_KEY_NAME)
     elif override.startswith(INLINE_PREFIX):

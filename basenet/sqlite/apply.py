@@ -14,12 +14,19 @@ the two can be told from a stranger's commit (Q13)::
 
 The log is copied to the database file whenever it has `_CHECKPOINT_FRAMES`, by SQLite itself on our
 connection: PASSIVE, which needs no write lock and waits for nobody. When all of it is copied and no
-reader needs it, it begins anew. A reader that stays keeps it growing: that is told, not forbidden,
-until `LOG_BYTES_MAX`, where applying pauses and the replica falls behind instead.
+reader needs it, it begins anew.
+
+Readers that come and go beside a stream of batches leave no such moment: whenever one of them ends,
+another one has begun behind the batch before the last, from where no more may be copied. So once
+the log has `LONG_BYTES` nothing is applied for as long as readers mostly last (`make_way`): then
+all of them read at the end of the log, all of it is copied, those who come next do not need it, and
+it begins anew as soon as the others have ended. A reader that stays keeps it growing: that is told,
+not forbidden, and waited for ever more seldom.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto, unique
 from pathlib import Path
@@ -33,11 +40,15 @@ from basenet.sqlite.attach import Database
 from basenet.sqlite.inject import Injector, Position, Prepared, Transaction
 from basenet.sqlite.pages import PageView
 from basenet.sqlite.walformat import frame_bytes
-from basenet.units import GIB, MIB
+from basenet.units import MIB
 from basenet.wire.payload import CommitPayload
 
 _CHECKPOINT_BYTES: Final = 4 * MIB
-LOG_BYTES_MAX: Final = 4 * GIB
+LONG_BYTES: Final = 32 * MIB
+WAIT_S: Final = 0.5
+_LOOK_S: Final = 0.005
+_WAIT_EVERY_S: Final = 5.0
+_WAIT_EVERY_S_MAX: Final = 300.0
 
 
 @unique
@@ -56,21 +67,26 @@ class LogState:
     log_bytes: int
     waiting_bytes: int
 
-    @property
-    def is_too_long(self) -> bool:
-        """Whether applying must pause until readers let the log begin anew."""
-        return self.log_bytes > LOG_BYTES_MAX
-
 
 class Applier:
     """Applies final changes to one attached database, while somebody holds its fence for us."""
 
-    def __init__(self, database: Database, *, durable: bool = True) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        durable: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         """Begin to apply to ``database``, whose connections are used for checkpoints.
 
-        ``durable``: a batch is on the disk when `apply` returns. Raises `UnavailableError`, and
-        `ForeignCommit` if the log's header cannot be repaired; let go of the database then.
+        ``durable``: a batch is on the disk when `apply` returns. ``clock``: monotonic seconds.
+        Raises `UnavailableError`, and `ForeignCommit` if the log's header cannot be repaired; let
+        go of the database then.
         """
+        self._clock, self._sleep = clock, sleep
+        self._wait_at_s, self._wait_every_s = clock(), _WAIT_EVERY_S
         self._database = database
         self._durable = durable
         real = Path(os.path.realpath(database.path))
@@ -174,6 +190,22 @@ class Applier:
             return LogState(log_bytes=0, waiting_bytes=0)
         waiting = max(frames - result.backfilled, 0)
         return LogState(log_bytes=frames * size, waiting_bytes=waiting * size)
+
+    def make_way(self) -> LogState:
+        """`relieve`, and where the log has grown long wait a moment for its readers; return it.
+
+        Nothing may be prepared, and nothing is applied meanwhile. Raises `DatabaseReplaced`.
+        """
+        state, now_s = self.relieve(), self._clock()
+        if state.log_bytes < LONG_BYTES or now_s < self._wait_at_s:
+            return state
+        while state.log_bytes and self._clock() < now_s + WAIT_S:
+            self._sleep(_LOOK_S)
+            state = self.relieve()
+        is_vain = state.log_bytes > 0
+        every_s = min(2 * self._wait_every_s, _WAIT_EVERY_S_MAX) if is_vain else _WAIT_EVERY_S
+        self._wait_at_s, self._wait_every_s = self._clock() + every_s, every_s
+        return state
 
     def close(self) -> None:
         """Let go of the log; only after the database's connections are closed."""

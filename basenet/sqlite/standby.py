@@ -169,10 +169,13 @@ class Standby:
         self._tree = tree
 
     def relieve(self) -> None:
-        """Keep the log short, as far as readers allow; raises `ConflictError`."""
+        """Keep the log short, as far as readers allow, who may be waited for a moment.
+
+        Raises `ConflictError`.
+        """
         assert self._applier is not None, "open"
         try:
-            self._applier.relieve()
+            self._applier.make_way()
         except DatabaseReplaced as error:
             raise ConflictError(str(error)) from error
 

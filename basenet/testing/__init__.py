@@ -14,6 +14,7 @@
 `archivecheck`     judges that archive from outside, by restores, with public keys
 `clusterchaos`     `make soak`: load and random faults, then the judgement
 `clusterdemo`      `make demo-cluster`
+`steadyload`       every operation at many paces of an application that never rests
 =================  ==============================================================================
 
 Nothing here runs in the daemon. Some of it needs the packages of the extra ``dev``.

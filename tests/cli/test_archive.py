@@ -119,27 +119,41 @@ def test_a_dry_run_shows_what_would_go_and_takes_nothing(
 ) -> None:
     """Not even the lease."""
     before = objects(archive)
-    found = ask(capsys, "prune", archive, "--dry-run", "--retention", "1d")
+    found = ask(capsys, "prune", archive, "--dry-run", "--retention", "1d", "--by-clock")
     assert found["dry_run"]
     assert found["base"].endswith("00015.lbn")
     gone = {one["name"] for one in found["objects"]}
     assert gone < before
     assert found["deleted"] == len(gone) > 14
-    assert run(["archive", "prune", str(archive), "--dry-run"]) == 0
+    assert found["witness"] == "clock"
+    assert run(["archive", "prune", str(archive), "--dry-run", "--by-clock"]) == 0
     assert "would be deleted" in capsys.readouterr().out
     assert objects(archive) == before
     assert not (archive / "default/app/LEASE").exists()
-    assert run(["archive", "prune", str(archive)]) == 0
+    assert run(["archive", "prune", str(archive), "--by-clock"]) == 0
     assert objects(archive) == before - gone
+
+
+def test_a_directory_is_pruned_only_by_an_operator_who_believes_the_clock(
+    archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By it the history is years old, and for that it could be wrong."""
+    before = objects(archive)
+    assert run(["archive", "prune", str(archive), "--retention", "1s"]) == 0
+    told = capsys.readouterr()
+    assert "0 objects" in told.out
+    assert "if `date` is right on this machine, add --by-clock" in told.err
+    assert ask(capsys, "prune", archive, "--retention", "1s")["witness"] == "nobody"
+    assert objects(archive) - {"default/app/LEASE"} == before
 
 
 def test_what_is_kept_restores_and_the_last_snapshot_never_goes(
     archive: Path, history: History, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """However old it is; pruning again finds nothing more."""
-    found = ask(capsys, "prune", archive, "--retention", "1s")
+    found = ask(capsys, "prune", archive, "--retention", "1s", "--by-clock")
     assert found["deleted"]
-    assert ask(capsys, "prune", archive, "--retention", "1s")["deleted"] == 0
+    assert ask(capsys, "prune", archive, "--retention", "1s", "--by-clock")["deleted"] == 0
     assert run(["verify", str(archive), "--retention", "1s"]) == 0
     for seq in range(15, 22):
         out = tmp_path / f"{seq}.db"
@@ -168,7 +182,7 @@ def test_what_a_running_basenet_writes_is_not_pruned_beside_it(
     monkeypatch.setattr("basenet.archive.lease.POLL_SECONDS", 0.01)
     monkeypatch.setattr("basenet.archive.lease.LEASE_TTL_SECONDS", 0)
     trio.run(lease.release)
-    assert run(["archive", "prune", str(archive)]) == 0
+    assert run(["archive", "prune", str(archive), "--by-clock"]) == 0
     assert objects(archive) < before
     seen = trio.run(read_lease, store, NAMES)
     assert seen is not None

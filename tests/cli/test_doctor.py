@@ -5,6 +5,7 @@ import os
 import resource
 import socket
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -295,24 +296,27 @@ async def test_an_archive_that_does_not_answer_is_a_failure_in_bounded_time(
     assert "did not answer within 30 s" in findings[0].message
 
 
+@pytest.mark.parametrize("has_clock", [True, False])
 @pytest.mark.parametrize(("skew_seconds", "level"), [(0, Level.OK), (60, Level.WARN)])
 async def test_clocks_are_compared_by_the_stores_answer(
-    archive: Path, skew_seconds: int, level: Level
+    archive: Path, skew_seconds: int, level: Level, *, has_clock: bool
 ) -> None:
-    """In either direction; a store that counts whole seconds is no skew."""
+    """In either direction; a store that counts whole seconds is no skew.
+
+    A directory of a network file system tells its time by the files that are made in it.
+    """
 
     class Skewed(DirectoryStore):
         direction = 1
 
         async def get(self, name: str) -> Object:
             found = await super().get(name)
-            assert found.server_now_ns is not None
-            shifted = found.server_now_ns + Skewed.direction * skew_seconds * 10**9
+            shifted = time.time_ns() + Skewed.direction * skew_seconds * 10**9
             return Object(
                 data=found.data,
                 token=found.token,
-                modified_ns=found.modified_ns,
-                server_now_ns=shifted // 10**9 * 10**9,
+                modified_ns=found.modified_ns if has_clock else shifted,
+                server_now_ns=shifted // 10**9 * 10**9 if has_clock else None,
             )
 
     for direction in (1, -1):

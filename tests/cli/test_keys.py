@@ -171,4 +171,11 @@ def test_age_makes_an_identity_file_and_shows_its_recipient(
     assert run(["keys", "age", "archive.key", "--json"]) == 4
     assert run(["keys", "age", "other.key", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipient"].startswith("age1")
+    assert run(["keys", "age", "archive.key", "--show"]) == 0
+    key_id = identity.recipient.key_id.hex()
+    assert capsys.readouterr().out == f"{out.strip()} key id {key_id}\n"
+    assert run(["keys", "age", "archive.key", "--show", "--json"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)["identities"]
+    assert shown == {"recipient": out.strip(), "key_id": key_id}
+    assert run(["keys", "age", "no.key", "--show"]) == 3
     assert age.load_identities(str(path)) == (identity,)

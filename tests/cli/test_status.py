@@ -1,15 +1,18 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from basenet.cli.main import run
-from basenet.control.surface import ShardState
+from basenet.control.surface import FenceState, ShardState
+from basenet.units import ShardId
 from tests.fakes.served import served_in_thread
 from tests.fakes.surface import FakeSurface, make_shard
 
@@ -93,6 +96,78 @@ def test_a_failed_proof_is_not_dated_by_the_one_that_succeeded(
     )
     assert facts["last proof"].strip() == "failed: a part is gone"
     assert facts["last proven"].strip() == "2026-11-18T11:06:40.000Z"
+
+
+@pytest.mark.parametrize(
+    ("step_s", "words"),
+    [(0.0, None), (30.0, None), (3.2e8, "set forward by 3703 days"), (-7200.0, "back by 2:00:00")],
+)
+def test_a_clock_that_was_set_is_told_with_what_it_means(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], step_s: float, words: str | None
+) -> None:
+    """Nothing waits for it, so the node is ready all the same."""
+    surface = FakeSurface(make_shard(retention="ok"))
+    surface.clock_step_s = step_s
+    with served_in_thread(surface, tmp_path):
+        assert run(["status", "--data-dir", str(tmp_path)]) == 0
+        told = "".join(capsys.readouterr())
+        assert run(["status", "--shard", "app", "--data-dir", str(tmp_path)]) == 0
+    assert ("the clock of this host was set" in told) == (words is not None)
+    assert words is None or words in told
+    assert words is None or "nothing is deleted by it" in told
+    assert re.search("^retention +ok$", capsys.readouterr().out, re.MULTILINE)
+
+
+class OneOfMany(FakeSurface):
+    """Tells of a shard, and must not be asked for all of them."""
+
+    def shard_ids(self) -> list[ShardId]:
+        raise AssertionError("all shards were asked for")
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_one_shard_is_asked_for_alone(tmp_path: Path, form: list[str]) -> None:
+    """The others may be thousands."""
+    with served_in_thread(OneOfMany(make_shard()), tmp_path):
+        assert run(["status", "--shard", "app", "--data-dir", str(tmp_path), *form]) == 0
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({}, "-"),
+        ({"fence": FenceState.OPEN}, "open"),
+        (
+            {"fence": FenceState.CLOSED, "is_read_only": True},
+            "closed, the file is marked read-only",
+        ),
+    ],
+)
+def test_the_fence_and_its_mark_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], facts: dict[str, Any], told: str
+) -> None:
+    """Whether it is the lock or the file itself that keeps an application from writing."""
+    with served_in_thread(FakeSurface(make_shard(**facts)), tmp_path):
+        assert run(["status", "--shard", "app", "--data-dir", str(tmp_path)]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["fence"].strip() == told
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("arguments", [[], ["--shard", "app"], ["--json"]])
+def test_a_closed_standard_output_is_one_that_nobody_reads(
+    tmp_path: Path, arguments: list[str], closed: str
+) -> None:
+    """No traceback, and nothing of ours is written to what took its descriptor."""
+    command = [*program(), "--data-dir", str(tmp_path), *arguments]
+    with served_in_thread(make_surface(), tmp_path):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {closed}', "sh", *command],
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_an_unknown_shard_ends_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

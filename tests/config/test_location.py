@@ -52,6 +52,9 @@ def test_a_directory_is_a_path() -> None:
         ("s3://bucket/a//b", "in its prefix"),
         ("s3://bucket/../b", "in its prefix"),
         ("/a\0", "NUL"),
+        ("~/backups", "only a shell expands: write the whole path"),
+        ("file://~/backups", "only a shell expands"),
+        ("file:backups", "leave out 'file:'"),
     ],
 )
 def test_what_is_no_archive_is_refused(text: str, hint: str) -> None:

@@ -52,6 +52,10 @@ def test_a_list_keeps_its_order_and_drops_nothing() -> None:
         ("orders=/data/", "one database"),
         ("orders=/data/*.db", "one database"),
         ("/a\0b", "NUL"),
+        ("~/app.db", "'~/app.db' begins with ~, which only a shell expands"),
+        ("orders=~/app.db", "only a shell expands"),
+        ("file:app.db?mode=rwc", "leave out 'file:' and what follows a question mark"),
+        ("sqlite:////srv/app.db", "leave out 'sqlite:///' and"),
     ],
 )
 def test_an_item_that_gives_no_usable_id_is_refused(text: str, hint: str) -> None:

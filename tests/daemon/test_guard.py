@@ -16,7 +16,7 @@ from basenet.engine.events import Instant
 from basenet.errors import ConflictError, UnavailableError, UsageError
 from basenet.guardian import protocol
 from basenet.guardian.process import make_pair
-from basenet.guardian.protocol import Close, Drop, Failed, Held, Ready, Renew, Replaced
+from basenet.guardian.protocol import Close, Drop, Failed, Held, Ready, Renew, Replaced, Share
 from basenet.sqlite import locks
 from basenet.sqlite.attach import attach
 from tests.sqlite.application import Application
@@ -139,6 +139,64 @@ async def test_renewals_of_a_flush_are_one_packet(
         assert await guardian.hear() == Renew(leases=((1, 2_000),))
         guard.flush()
         assert guardian.hears_nothing()
+
+
+async def test_a_group_is_renewed_by_one_packet_for_all(
+    pair: tuple[Guardian, Guard], tmp_path: Path
+) -> None:
+    """Who closes it leaves it and is told; by itself it is renewed as ever."""
+    guardian, guard = pair
+    group, left = guard.group(), []
+    async with fenced(guardian, guard, tmp_path / "app.db") as fence:
+        assert not fence.join(group, lambda: left.append("held"))
+        fence.renew(Instant(1_000))
+        guard.flush()
+        assert await guardian.hear() == Renew(leases=((1, 1_000),))
+        assert fence.join(group, lambda: left.append("closed"))
+        assert not fence.join(group, lambda: left.append("twice"))
+        group.renew(Instant(2_000))
+        group.renew(Instant(1_500))
+        assert fence.is_open_until == 2_000
+        guard.flush()
+        assert await guardian.hear() == Share(until=2_000, fences=protocol.pack_fences([1]))
+        guard.flush()
+        assert guardian.hears_nothing()
+        fence.close()
+        assert left == ["closed"]
+        assert fence.is_open_until == 2_000  # until the guardian says that it is held
+        assert await guardian.hear() == Close(fence=1, ticket=1)
+        group.renew(Instant(3_000))
+        await trio.sleep(0.02)
+        guard.flush()
+        assert guardian.hears_nothing()
+        fence.renew(Instant(4_000))
+        assert fence.join(group, lambda: left.append("parted"))
+        fence.part()
+        fence.part()
+        assert left == ["closed"]
+        group.disband()
+
+
+async def test_a_large_group_is_cut_into_packets(
+    pair: tuple[Guardian, Guard],
+) -> None:
+    """And begins anew where somebody leaves meanwhile."""
+    guardian, guard = pair
+    group = guard.group()
+    for number in range(20_001):
+        group.add(number)
+    group.renew(Instant(5))
+    packets = []
+    while packet := group.next_packet():
+        packets.append(protocol.decode(packet))
+        if len(packets) == 2:
+            group.remove(0)
+    sizes = [len(packet.numbers()) for packet in packets if isinstance(packet, Share)]
+    assert sizes == [8_000, 8_000, 8_000, 8_000, 4_000]
+    last = [packet.numbers() for packet in packets[2:] if isinstance(packet, Share)]
+    assert [number for numbers in last for number in numbers] == list(range(1, 20_001))
+    guard.flush()
+    assert guardian.hears_nothing()
 
 
 async def test_held_is_what_answers_the_newest_question(

@@ -60,6 +60,7 @@ def make_shard(shard: str = "app", **changes: Any) -> ShardStatus:
         recovered=1,
         lapped=2,
         journal_bytes=65_536,
+        now_ns=NOW_NS,
     )
     return msgspec.structs.replace(status, **changes)
 
@@ -79,6 +80,7 @@ class FakeSurface:
         self.reasons: tuple[str, ...] = ()
         self.archive: str | None = "file:///archive"
         self.network = "standalone"
+        self.clock_step_s = 0.0
         self.health_error: Exception | None = None
         self.health_hangs = False
         self.metrics_error: Exception | None = None
@@ -115,6 +117,7 @@ class FakeSurface:
             now_ns=NOW_NS,
             uptime_s=60.0,
             archive=self.archive,
+            clock_step_s=self.clock_step_s,
         )
 
     def shard_status(self, shard: str) -> ShardStatus:

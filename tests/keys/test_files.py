@@ -140,3 +140,6 @@ def test_a_directory_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
         files.make_private_directory(tmp_path / "file" / "inside")
     with pytest.raises(UnavailableError, match="cannot be made"):
         files.make_private_directory(tmp_path / "file")
+    told = "a file has its name.*; set BASE_DATA_DIR to one that this user may write to"
+    with pytest.raises(UnavailableError, match=told):
+        files.make_private_directory(tmp_path / "file", setting="BASE_DATA_DIR")

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 
-from basenet.sqlite import locks
+from basenet.sqlite import apply, locks
 from basenet.sqlite.apply import Applier, Found, merge
 from basenet.sqlite.attach import attach
 from basenet.sqlite.inject import ForeignCommit
@@ -41,10 +42,10 @@ def make(pages: dict[int, bytes], db_pages: int) -> CommitPayload:
 
 
 @contextmanager
-def replicating(source: Source, path: Path) -> Iterator[Applier]:
+def replicating(source: Source, path: Path, **more: Any) -> Iterator[Applier]:
     shutil.copy(source.path, path)
     database = attach(path)
-    applier = Applier(database)
+    applier = Applier(database, **more)
     assert locks.try_lock(database.shm_fd, locks.WAL_WRITE_BYTE)
     yield applier
     locks.unlock(database.shm_fd, locks.WAL_WRITE_BYTE)
@@ -88,11 +89,82 @@ def test_a_reader_that_stays_is_told_of_and_never_blocked(tmp_path: Path) -> Non
             state = applier.relieve()
         assert state.log_bytes > 9_000_000
         assert state.waiting_bytes > 0
-        assert not state.is_too_long
         assert reader.sql("SELECT count(*) FROM t") == [[0]]
         reader.sql("COMMIT")
         assert applier.relieve().log_bytes == 0
         assert reader.sql("SELECT count(*) FROM t") == [[3]]
+    source.close()
+
+
+def test_the_log_begins_anew_though_there_is_always_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each begins before the one before ends, and beside a stream of batches one is always late."""
+    monkeypatch.setattr(apply, "LONG_BYTES", 1)
+    source = Source(tmp_path / "source.db")
+    path = tmp_path / "replica.db"
+    readers: list[Application] = []
+
+    def begin() -> None:
+        readers.append(Application(path))
+        readers[-1].sql("BEGIN", "SELECT count(*) FROM t")
+
+    def go_on(_seconds: float) -> None:
+        begin()
+        readers[-2].close()
+
+    def apply_one(applier: Applier) -> None:
+        source.run("INSERT INTO t (v) VALUES (randomblob(5000000))")
+        applier.apply(applier.prepare([[payload_of(source)]]))
+
+    with replicating(source, path, sleep=go_on) as applier:
+        begin()
+        for _ in range(3):
+            apply_one(applier)
+            go_on(0)
+            assert applier.relieve().log_bytes > 4_000_000
+        assert applier.make_way().log_bytes == 0
+        assert readers[-1].sql("SELECT count(*) FROM t") == [[3]]
+        readers[-1].close()
+    assert content_of(path) == content_of(source.path)
+    source.close()
+
+
+def test_a_reader_that_stays_is_waited_for_ever_more_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For half a second each time, and as often as before once it has gone."""
+    monkeypatch.setattr(apply, "LONG_BYTES", 1)
+    source = Source(tmp_path / "source.db")
+    path = tmp_path / "replica.db"
+    now_s, slept_s = [100.0], [0.0]
+
+    def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+        slept_s[0] += seconds
+
+    def waits(seconds: int) -> list[int]:
+        """Look once a second; return when it was waited."""
+        found = []
+        for second in range(seconds):
+            slept_s[0] = 0.0
+            applier.make_way()
+            if slept_s[0]:
+                assert slept_s[0] == pytest.approx(apply.WAIT_S, abs=0.01)
+                found.append(second)
+            now_s[0] += 1 - slept_s[0]
+        return found
+
+    with (
+        replicating(source, path, clock=lambda: now_s[0], sleep=sleep) as applier,
+        Application(path) as reader,
+    ):
+        reader.sql("BEGIN", "SELECT count(*) FROM t")
+        source.run("INSERT INTO t (v) VALUES (randomblob(5000000))")
+        applier.apply(applier.prepare([[payload_of(source)]]))
+        assert waits(80) == [0, 11, 32, 73]
+        reader.sql("COMMIT")
+        assert applier.make_way().log_bytes == 0
     source.close()
 
 

@@ -333,3 +333,112 @@ def test_the_archive_of_a_cluster_is_followed_by_its_certificates(tmp_path: Path
         assert '"applied"' in log.read_text()
         process.terminate()
         assert process.wait(PATIENCE_S) == 0
+
+
+def test_an_archive_that_is_still_empty_is_waited_for(scene: Scene, copies: Copies) -> None:
+    """It says so once, begins when there is something, and ends with 0 when it is told to."""
+    application = scene.start_wal_application()
+    application.sql("INSERT INTO t VALUES (1, 'one')")
+    scene.serve().wait_archived()  # makes the keys
+    archive, scene.archive = scene.archive, scene.folder / "later"
+    copies.path.write_bytes(b"somebody's")
+    refused = copies.start()
+    assert refused.process.wait(PATIENCE_S) == EXIT_CONFLICT
+    assert "exists and is not overwritten" in refused.read()
+    copies.path.unlink()
+    for attempt in range(2):
+        follower = copies.start()
+        said = follower.wait_event("waiting")["error"]
+        assert "there is nothing in it" in said
+        if attempt == 0:
+            assert follower.stop() == 0
+            assert follower.events()[-1] == {"event": "stopped", "seq": None}
+    archive.rename(scene.archive)
+    assert follower.wait_event("restored")["seq"]
+    assert len(follower.events("waiting")) == 1
+    assert follower.stop() == 0
+    assert query(copies.path, "SELECT x FROM t") == [(1,)]
+
+
+def test_a_misspelt_name_is_told_at_once(scene: Scene, copies: Copies) -> None:
+    application = scene.start_wal_application()
+    application.sql("INSERT INTO t VALUES (1, 'one')")
+    scene.serve().wait_archived()
+    for options, words in (
+        (("--shard", "ap"), "it has app"),
+        (("--service", "prod"), "the services in it are default"),
+    ):
+        follower = copies.start(*options)
+        assert follower.process.wait(PATIENCE_S) == 3
+        assert words in follower.read()
+    assert not copies.path.exists()
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_an_archive_that_vanishes_under_a_follower(
+    scene: Scene, copies: Copies, *, comes_back: bool
+) -> None:
+    """Moved away and back, or begun anew in its place: a copy is never left wrong or half."""
+    daemon = scene.serve()
+    application = scene.start_wal_application()
+    application.sql("INSERT INTO t VALUES (1, 'one')")
+    daemon.wait_archived()
+    follower = copies.start()
+    follower.wait_event("restored")
+    gone = scene.folder / "gone"
+    scene.archive.rename(gone)
+    application.sql("INSERT INTO t VALUES (2, 'two')")
+    if comes_back:
+        daemon.kill()
+        if scene.archive.exists():
+            scene.archive.rename(scene.folder / "begun")
+        gone.rename(scene.archive)
+        daemon = scene.serve()
+    follower.wait_seq(daemon.wait_archived(patience_s=PATIENCE_S * 3).seq)
+    until(lambda: len(query(copies.path, "SELECT x FROM t")) == 2, "both rows", PATIENCE_S * 3)
+    assert follower.stop() == 0
+
+
+def test_a_copy_that_is_deleted_under_its_follower_ends_it(scene: Scene, copies: Copies) -> None:
+    """In one sentence; the next start makes it anew."""
+    daemon = scene.serve()
+    application = scene.start_wal_application()
+    application.sql("INSERT INTO t VALUES (1, 'one')")
+    daemon.wait_archived()
+    follower = copies.start()
+    follower.wait_event("restored")
+    for name in (copies.path, Path(f"{copies.path}-wal"), Path(f"{copies.path}-shm")):
+        name.unlink(missing_ok=True)
+    application.sql("INSERT INTO t VALUES (2, 'two')")
+    seq = daemon.wait_archived().seq
+    assert follower.process.wait(PATIENCE_S * 2) == EXIT_CONFLICT
+    said = follower.read()
+    assert str(copies.path) in said
+    assert "Traceback" not in said
+    assert not copies.path.exists()
+    again = copies.start()
+    again.wait_seq(seq)
+    assert again.stop() == 0
+    assert query(copies.path, "SELECT x FROM t ORDER BY x") == [(1,), (2,)]
+
+
+def test_a_reader_with_a_long_transaction_holds_nothing_up(scene: Scene, copies: Copies) -> None:
+    """It sees its moment for as long as it likes; what comes is there for everybody else."""
+    daemon = scene.serve()
+    application = scene.start_wal_application()
+    application.sql("INSERT INTO t VALUES (0, 'zero')")
+    daemon.wait_archived()
+    follower = copies.start()
+    follower.wait_event("restored")
+    with closing(sqlite3.connect(copies.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM t").fetchone() == (1,)
+        for number in range(1, 6):
+            application.sql(f"INSERT INTO t VALUES ({number}, randomblob(400000))")
+            follower.wait_seq(daemon.wait_archived().seq)
+        assert reader.execute("SELECT count(*) FROM t").fetchone() == (1,)
+        assert query(copies.path, "SELECT count(*) FROM t") == [(6,)]
+        reader.execute("COMMIT")
+        assert reader.execute("SELECT count(*) FROM t").fetchone() == (6,)
+    assert follower.stop() == 0
+    compare(scene.database, copies.path, scene.folder / "scratch")

@@ -56,7 +56,17 @@ def wait_follows(cluster: Cluster) -> None:
         return set(said) == {READ_ONLY}
 
     cluster.wait_settled()
+
+    def is_told() -> bool:
+        told = {node.name: node.find_status() for node in cluster}
+        writer = cluster.find_writer()
+        return writer is not None and all(
+            status is not None and status.is_read_only is (name != writer.name)
+            for name, status in told.items()
+        )
+
     cluster.until(question, "all replicas are read-only")
+    cluster.until(is_told, "each node tells whether its file is marked")
 
 
 def test_the_file_refuses_while_nobody_is_alive(tmp_path: Path) -> None:

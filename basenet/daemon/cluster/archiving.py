@@ -127,6 +127,8 @@ class ClusterArchiver:
         self._log = log.bind(shard=shard.shard)
         self._collected: list[SettledFrame] | None = None
         self._tip_seq = Seq(0)
+        # Of this uploader's, what is in the history.
+        self._put_bytes = 0
         self._is_doubtful = False
         self._record: ReplicaRecord | None = None
 
@@ -470,7 +472,7 @@ class ClusterArchiver:
             turns=self._node.turns,
         )
         self._tip_seq = backlog.tip_seq
-        self.uploader, self._collected = uploader, None
+        self.uploader, self._put_bytes, self._collected = uploader, 0, None
         self.on_settled(collected)
         return uploader
 
@@ -532,6 +534,10 @@ class ClusterArchiver:
             )
         )
         self._shard.progress.set_archived(seq, at_ns or None)
+        if self.uploader is not None:
+            put_bytes = self.uploader.facts().put_bytes
+            self.history.log_bytes += put_bytes - self._put_bytes
+            self._put_bytes = put_bytes
         self._tell(tuple(self._peers.connected))
 
     def _tell(self, keys: Sequence[PublicKeyBytes]) -> None:

@@ -190,7 +190,11 @@ class Beginning:
         return bool(record.page_size) or record.tip.state_root == _EMPTY
 
     async def jump(self, record: ReplicaRecord, state: FetchedState) -> None:
-        """Let the fetched state be the final one; the file is mended afterwards."""
+        """Let the fetched state be the final one; the file is mended afterwards.
+
+        Nothing applies any more, so this is the last word on where the file stands: the frames from
+        there on are gone.
+        """
         ballot = adopt(
             record.ballot,
             me=self.me,
@@ -201,6 +205,7 @@ class Beginning:
         tree = state.tree
 
         def write(journal: Journal) -> None:
+            journal.set_place(self.shard, NOWHERE, cursor=None, local_last=None, intent=None)
             journal.jump(
                 self.shard,
                 tip=state.head,

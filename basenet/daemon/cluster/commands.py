@@ -12,6 +12,10 @@ Theory of operation
     force     term ends ── genesis over the highest vote ── new lineage (on a survivor)
     accept    term ends ── bundle of what is beyond ── new lineage      (on each other node)
 
+Who is to vote or to lead has to be within a few frames of what is final (`Replica.is_caught_up`),
+and an application that commits fast makes more of them in the time in which a message travels. So
+where a node stays a little behind, the application is locked out for a moment.
+
 A command is refused with one sentence as long as nothing has happened. Once the replica or the
 birth has it, the answer waits a while for the outcome and says what was reached. A command that is
 cancelled (the operator's connection ended) goes on.
@@ -24,6 +28,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Final, Protocol
 
 import trio
@@ -40,12 +45,14 @@ from basenet.daemon.cluster.changing import (
     plan_removal,
 )
 from basenet.daemon.cluster.forcing import plan_forced
+from basenet.daemon.cluster.heirs import is_near
+from basenet.daemon.cluster.leaving import locked_out, yield_to
 from basenet.daemon.cluster.node import ClusterNode
 from basenet.daemon.cluster.roles import role_of
 from basenet.daemon.cluster.term import Term
 from basenet.daemon.framer import instant
 from basenet.daemon.node import Node
-from basenet.engine.events import ConfigWanted, TransferWanted
+from basenet.engine.events import ConfigWanted, SurveyWanted
 from basenet.engine.forced import Survivor, force_lineage, refuse_force
 from basenet.engine.placement import Membership
 from basenet.errors import ConflictError, NotFoundError, UnavailableError
@@ -59,6 +66,9 @@ _LOOK_S: Final = 0.05
 _ASK_AGAIN_S: Final = 0.5
 _CAUGHT_UP_S: Final = 15.0
 """A learner asks every 10 s by itself where the leader has no certificate to show to it."""
+_CLOSE_S: Final = 5.0
+_FREE_S: Final = 1.5
+"""So long the application goes on while somebody catches up."""
 _LEADING_S: Final = 3.0
 _OUTCOME_S: Final = 15.0
 _BIRTH_S: Final = 5.0
@@ -217,8 +227,9 @@ class Operator:
         before = term.driver.replica.ballot.config
         config = plan_addition(self._scene(before), nodes)
         newcomers = [voter for voter in config.voters if voter not in before.voters]
-        await self._caught_up(term, newcomers)
-        return await self._change(await self._leading(), config)
+        with ExitStack() as held:
+            await self._caught_up(term, newcomers, held, _CAUGHT_UP_S)
+            return await self._change(await self._leading(), config)
 
     async def _remove(self, nodes: Sequence[str]) -> str:
         term = await self._leading()
@@ -231,22 +242,33 @@ class Operator:
         config = plan_removal(self._scene(term.driver.replica.ballot.config), nodes)
         return await self._change(term, config)
 
-    async def _caught_up(self, term: Term, newcomers: Sequence[Voter]) -> None:
-        """Return when all newcomers are close to what is final; raise `ConflictError` if not."""
+    async def _caught_up(
+        self, term: Term, newcomers: Sequence[Voter], held: ExitStack, patience_s: float
+    ) -> None:
+        """Return when all newcomers are close to what is final; raise `ConflictError` if not.
+
+        Where it takes that, the application is locked out until ``held`` is closed.
+        """
         replica = term.driver.replica
-        deadline = trio.current_time() + _CAUGHT_UP_S
+        began_s, is_held = trio.current_time(), False
+        deadline = began_s + patience_s
         while True:
             late = [one for one in newcomers if not replica.is_caught_up(one, instant())]
             if not late:
                 return
             if trio.current_time() > deadline or self._shard.term is not term:
                 break
+            is_long = trio.current_time() > began_s + _FREE_S
+            if is_long and not is_held and self._are_near(term, late):
+                is_held = True
+                held.enter_context(locked_out(term))
             certificate = replica.ballot.certificate
             if certificate is not None:
                 # They answer how far they are.
                 message = Certified(epoch=replica.ballot.epoch, certificate=certificate)
                 keys = tuple(one.key for one in late)
                 self._cluster.send(keys, term.shard, replica.ballot.config.lineage, message)
+            term.driver.step(SurveyWanted())
             with trio.move_on_after(_ASK_AGAIN_S):
                 await trio.sleep(_LOOK_S)
                 await term.stepped()
@@ -259,8 +281,13 @@ class Operator:
         )
         raise ConflictError(
             f"{told} has not caught up with seq {replica.final.height}: wait until `basenet "
-            "members` shows that it has, then add it again. Nothing was changed."
+            "members` shows that it has, then try again. Nothing was changed."
         )
+
+    def _are_near(self, term: Term, voters: Sequence[Voter]) -> bool:
+        replica = term.driver.replica
+        told = self._cluster.heights.find(term.shard, replica.ballot.config.lineage)
+        return all(is_near(replica, one, told) for one in voters)
 
     async def _change(self, term: Term, config: ConfigPayload) -> str:
         """Have the CONFIG proposed; return once it is final."""
@@ -290,10 +317,10 @@ class Operator:
         term = await self._leading()
         shard, replica = self._shard, term.driver.replica
         target = self._target(replica.ballot.config, name)
-        if not replica.is_caught_up(target, instant()):
-            raise ConflictError(f"{name} has not caught up: wait until it has, then try again.")
-        before = shard.hearing.count
-        term.driver.step(TransferWanted(target=target.key))
+        with ExitStack() as held:
+            await self._caught_up(term, [target], held, _CLOSE_S)
+            before = shard.hearing.count
+            await yield_to(term, target)
         is_done = await self._until(
             lambda: replica.leader == target.key,
             lambda: _first(shard.hearing.since(before), "the transfer"),

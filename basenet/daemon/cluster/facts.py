@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import trio
 from msgspec import structs
@@ -28,13 +29,21 @@ from basenet.daemon.cluster.roles import role_of
 from basenet.daemon.cluster.shard import ClusterRoom, ClusterShard
 from basenet.daemon.framer import instant
 from basenet.daemon.node import Node
+from basenet.daemon.progress import Watermark
 from basenet.daemon.troubles import require_going_on, sick_shards
+from basenet.daemon.upkeep import describe_retention
 from basenet.engine.placement import Membership, Peer
 from basenet.engine.replica import Replica
 from basenet.errors import NotFoundError, UsageError
 from basenet.keys.trust import format_public
 from basenet.units import Lineage, PublicKeyBytes, Seq, ShardId
 from basenet.wire.payload import Voter
+
+_WATERMARKS: Final = {
+    Level.FINAL: Watermark.FINAL,
+    Level.APPLIED: Watermark.APPLIED,
+    Level.ARCHIVED: Watermark.ARCHIVED,
+}
 
 
 class ClusterFacts:
@@ -73,6 +82,7 @@ class ClusterFacts:
             uptime_s=(now_ns - self._started_ns) / 1e9,
             archive=self._node.store.url if self._node.store is not None else None,
             public_key=format_public(self._node.author.signer.public),
+            clock_step_s=self._node.wall_clock.step_seconds,
         )
 
     def _members(self) -> list[Member]:
@@ -124,17 +134,20 @@ class ClusterFacts:
         """Return one shard as it is now; raise `NotFoundError` for an unknown id."""
         found = self._find(shard)
         counted, term, record = self._count(found), found.term, found.record
+        now_ns = time.time_ns()
         if term is None or not term.is_at_work or record is None:
-            return counted
+            return structs.replace(counted, now_ns=now_ns)
         replica = term.driver.replica
         ballot = replica.ballot
         voters = ballot.config.voters
         return structs.replace(
             counted,
+            now_ns=now_ns,
             epoch=ballot.epoch,
             view=ballot.view,
             generation=found.generations.present,
             archive=self._archive_sentence(found),
+            retention=describe_retention(found.archiver.upkeep),
             writer=next((one.node_id for one in voters if one.key == replica.leader), None),
             writer_endpoint=self._find_writer(replica.leader, counted.role),
             members=self._shard_members(found.shard, record.lineage, replica, voters),
@@ -206,6 +219,7 @@ class ClusterFacts:
             if unfinal.oldest_ns is not None
             else 0.0,
             fence=state,
+            is_read_only=term.file.is_read_only,
             orphans=shard.orphaned,
             error=_error_of(shard),
             **self._node.proofs.told(shard.shard),
@@ -273,6 +287,7 @@ class ClusterFacts:
             store_calls=self._node.store_usage.calls,
             store_written_bytes=self._node.store_usage.written_bytes,
             store_read_bytes=self._node.store_usage.read_bytes,
+            clock_step_s=self._node.wall_clock.step_seconds,
         )
 
     def shard_metrics(self, shard: str) -> ShardMetrics:
@@ -293,6 +308,7 @@ class ClusterFacts:
             signatures_invalid=shard.intake.forged,
             apply_errors=shard.intake.unapplied,
             write_leases_lost=self._room.gates.leases_lost[shard.shard],
+            retention_watched_s=shard.archiver.upkeep.watched_s if shard.archiver.upkeep else None,
             proof_failures=self._node.proofs.failures.get(shard.shard, 0),
             proof_seconds=self._node.proofs.of(shard.shard).seconds or None,
             archive_failures=(archive.failures if archive else 0) + troubles.failures,
@@ -326,7 +342,10 @@ class ClusterFacts:
             if seq is not None:
                 # Who names a seq means the chain's, whichever node's commits it holds in the end.
                 await found.generations.require(generation)
-                await found.progress.wait_until(lambda: self._is_reached(found, seq, level))
+                mark = _WATERMARKS[level]
+                await found.progress.wait_for(
+                    mark, seq, lambda: self._is_reached(found, seq, level)
+                )
             orphaned, is_reached = found.orphaned, seq is not None
             while not is_reached:
                 target = goal = await found.capture_now(generation)
@@ -374,7 +393,7 @@ class ClusterFacts:
             # What was sealed and not yet durable when a term failed is sealed anew.
             return is_reached or shard.term is not term
 
-        await shard.progress.wait_until(look)
+        await shard.progress.wait_for(_WATERMARKS[level], target, look)
         return is_reached
 
     def _is_reached(self, shard: ClusterShard, target: Seq, level: Level) -> bool:

@@ -33,6 +33,7 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 import trio
 
+from basenet.daemon.cluster.guard import FenceGroup
 from basenet.daemon.cluster.mending import (
     Gathered,
     Gatherer,
@@ -118,6 +119,14 @@ class Fence(Protocol):
 
     def renew(self, until: Instant) -> None:
         """Let the application write until then; sent with the next `Guard.flush`."""
+        ...
+
+    def join(self, group: FenceGroup, on_left: Callable[[], None]) -> bool:
+        """Be renewed with others from now, until it is closed; False while that may not be."""
+        ...
+
+    def part(self) -> None:
+        """Be renewed by itself again."""
         ...
 
     def drop(self) -> None:
@@ -377,6 +386,8 @@ class ReplicaFile:
     async def inject(self, prepared: Prepared, *, is_relieved: bool = False) -> None:
         """Write the batch, durably: one commit to whoever reads; ``is_relieved``: then `relieve`.
 
+        That may take half a second where the log has grown long (`Applier.make_way`).
+
         Raises `UnavailableError` (no fence, disk full), `ForeignCommit` and `DatabaseReplaced`;
         nothing is visible then.
         """
@@ -395,7 +406,7 @@ class ReplicaFile:
             raise DatabaseReplaced(foreign)
         self._injecting.apply(prepared)
         if is_relieved:
-            self._injecting.relieve()
+            self._injecting.make_way()
 
     async def mark(self, *, is_read_only: bool, on_ready: OnReady | None = None) -> bool:
         """Let the file say whether anybody may write to it; return whether it said otherwise.

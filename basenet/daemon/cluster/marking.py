@@ -150,7 +150,7 @@ class Marking:
                 await term.file.held()
                 if self._wait_s() > 0:
                     return True
-                if not term.settler.is_caught_up:
+                if not term.settler.is_file_ready:
                     return False
                 is_at_rest = await self._retire()
                 is_patient = trio.current_time() < self._led_s + _GRACE_S + _PATIENCE_S

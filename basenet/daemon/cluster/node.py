@@ -49,6 +49,7 @@ from basenet.daemon.cluster.routing import Router
 from basenet.daemon.cluster.tally import Tally
 from basenet.daemon.framer import instant
 from basenet.engine.events import Instant
+from basenet.engine.lease import SharedLease
 from basenet.engine.limits import MILLISECOND, Timing
 from basenet.engine.liveness import Liveness
 from basenet.engine.placement import Membership, Peer
@@ -191,6 +192,7 @@ class ClusterNode:
         )
         self._lane = HeartbeatLane(
             pulse,
+            beat=self.timing.heartbeat,
             send=self._send_urgent,
             rouse=self._rouse,
             journal_is_alive=journal_is_alive,
@@ -270,6 +272,10 @@ class ClusterNode:
     def liveness(self) -> Liveness:
         """The lane of heartbeats."""
         return self._lane.pulse
+
+    def shared_lease(self, lineage: Lineage) -> SharedLease | None:
+        """Return the lease that a led shard shares with others; None while it has its own."""
+        return self._lane.pulse.shared_lease(lineage)
 
     @property
     def signer(self) -> Signer:

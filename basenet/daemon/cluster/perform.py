@@ -175,8 +175,8 @@ class Performer:
         self._proposed_to: frozenset[PublicKeyBytes] = frozenset()
         self._has_pressing = self._is_patient = False
         self._news = trio.Event()
-        self._idle = trio.Event()
-        self._idle.set()
+        self._put_count = self._done_count = 0
+        self._did = trio.Event()
         self._bytes = 0
         self._made_room = trio.Event()
         self.persisted = 0
@@ -220,6 +220,7 @@ class Performer:
     def _enter(self, step: Sequence[_Entry]) -> None:
         """Queue what is left of a step, and wake who performs it unless it may wait."""
         self._queue += step
+        self._put_count += len(step)
         if self._is_carried(step):
             for entry in step:
                 entry.is_carried = True
@@ -227,8 +228,6 @@ class Performer:
             self._has_pressing |= not all(_is_patient(entry.effect) for entry in step)
         if self._queue:
             self._news.set()
-            if self._idle.is_set():
-                self._idle = trio.Event()
             if self._is_patient and self._has_pressing:
                 self._journalist.hurry()
 
@@ -276,12 +275,16 @@ class Performer:
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits to be performed."""
-        return not self._queue and self._idle.is_set()
+        return self._done_count == self._put_count
 
     async def idle(self) -> None:
-        """Return when nothing waits to be performed."""
-        while not self.is_idle:
-            await self._idle.wait()
+        """Return when all that waits now has been performed.
+
+        What comes meanwhile is not waited for: under a steady load there is always something.
+        """
+        target = self._put_count
+        while self._done_count < target:
+            await self._did.wait()
 
     @property
     def has_room(self) -> bool:
@@ -304,7 +307,6 @@ class Performer:
             if self.on_turn is not None:
                 self.on_turn()
             if not self._queue:
-                self._idle.set()
                 self._news = trio.Event()
                 await self._news.wait()
                 continue
@@ -312,6 +314,7 @@ class Performer:
                 await self._acts.orphan(self._queue[0].effect)
                 self._queue.popleft()
                 self._orphans -= 1
+                self._has_done(1)
                 continue
             await self._gather()
             self._taken = batch = self._take()
@@ -319,6 +322,12 @@ class Performer:
             for entry in _without_carried(batch) if self._proposed_to else batch:
                 await self._do(entry)
             self._taken = ()
+            self._has_done(len(batch))
+
+    def _has_done(self, count: int) -> None:
+        self._done_count += count
+        did, self._did = self._did, trio.Event()
+        did.set()
 
     async def _gather(self) -> None:
         """Return when something in the queue does not wait for company any more."""

@@ -6,6 +6,7 @@ Everything is called in the event loop. What is not ``async`` returns at once.
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Protocol
 
+from basenet.engine.lease import SharedLease
 from basenet.engine.liveness import Liveness
 from basenet.engine.placement import Membership
 from basenet.units import FrameHash, JournalId, Lineage, PublicKeyBytes, ShardId
@@ -96,6 +97,10 @@ class Peers(Protocol):
     @property
     def liveness(self) -> Liveness:
         """The lane of heartbeats (`engine.pulse.Pulse`)."""
+        ...
+
+    def shared_lease(self, lineage: Lineage) -> SharedLease | None:
+        """Return the lease that a led shard shares with others; None while it has its own."""
         ...
 
     @property

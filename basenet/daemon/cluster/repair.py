@@ -6,7 +6,10 @@ Theory of operation
 The target is the final state of this moment, and it moves: while pages are fetched, further frames
 become final here and at the peers. A page that a later frame changed is had from that frame, which
 lies in our own journal; every other page is had from any peer. So whatever a peer has not any more
-for the target at hand, it has for the next one, and each round lacks less than the one before.
+for the target at hand, it has for the next one, and each round lacks less than the one before. That
+holds for a page that every commit changes, too, of which peers only ever have a newer version: a
+round begins when the log has the frame of its target (under a steady load something is always on
+its way there), and reads all frames between the target of the first round and its own.
 
 The journal says that the file is at no frame (`term.NOWHERE`) until all of it is injected, in one
 transaction that readers see as a whole.
@@ -25,7 +28,7 @@ from basenet.daemon.cluster.settling import Place, Settler
 from basenet.daemon.node import Node
 from basenet.errors import UnavailableError
 from basenet.journal.journal import Journal
-from basenet.units import GROUP_PAGES, MIB, ShardId
+from basenet.units import GROUP_PAGES, MIB, Seq, ShardId
 from basenet.wire.frame import Frame, Kind, decode_frame
 from basenet.wire.payload import decode_commit
 
@@ -61,10 +64,12 @@ class Repair:
         self._fetch = fetch
         self.problem: str | None = None
         self.rounds = 0
+        self._since: Seq | None = None
 
     async def run(self, pgnos: set[int] | None) -> None:
         """Mend until the file is at a final state; ``pgnos``: what may differ, None: any page."""
         pause_s = _PAUSE_S
+        self._since = None
         log.info("mending", shard=self._shard, pages=None if pgnos is None else len(pgnos))
         while True:
             self.rounds += 1
@@ -91,6 +96,8 @@ class Repair:
             tree = await trio.to_thread.run_sync(
                 self._branch.final.copy, limiter=self._node.work_limiter
             )
+        await self._settler.reached(place[0])
+        self._since = place[0] if self._since is None else self._since
         looked_at = None
         if pgnos is not None:
             looked_at = sorted(pgnos | _pages_of(self._settler.changed_groups))
@@ -101,7 +108,7 @@ class Repair:
             pgnos=None if looked_at is None else [one for one in looked_at if one <= tree.db_pages],
         )
         async with self._settler.file_lock:
-            result = await self._file.mend(target, _Sources(self, target))
+            result = await self._file.mend(target, _Sources(self, target, place[0]))
         log.info(
             "mended_pages",
             shard=self._shard,
@@ -138,9 +145,10 @@ class Repair:
 
     # What sources ask.
 
-    def journal_frames(self) -> Iterator[Frame]:
-        """Yield frames of the journal's log, the newest first; for a thread."""
-        return newest_frames(self._node.journalist.journal, self._shard, self._settler.settled[0])
+    def journal_frames(self, last: Seq) -> Iterator[Frame]:
+        """Yield frames of the journal's log from ``last`` downwards; for a thread."""
+        journal = self._node.journalist.journal
+        return newest_frames(journal, self._shard, last, since=self._since or last)
 
     async def fetch(self, wants: Wants, page_size: int) -> Mapping[int, bytes]:
         """Ask peers for pages."""
@@ -150,13 +158,15 @@ class Repair:
 class _Sources:
     """Where pages come from: `mending.PageSources`."""
 
-    def __init__(self, repair: Repair, target: Target) -> None:
+    def __init__(self, repair: Repair, target: Target, seq: Seq) -> None:
+        """``seq``: of the frame whose state ``target`` is."""
         self._repair = repair
         self._target = target
+        self._seq = seq
 
     def images(self) -> Iterator[tuple[int, bytes | memoryview]]:
         """Yield (pgno, image) of frames, the newest first."""
-        for frame in self._repair.journal_frames():
+        for frame in self._repair.journal_frames(self._seq):
             if frame.head.kind is not Kind.COMMIT:
                 continue
             payload = decode_commit(frame.payload)
@@ -172,11 +182,14 @@ class _Sources:
         return False
 
 
-def newest_frames(journal: Journal, shard: ShardId, last: int) -> Iterator[Frame]:
-    """Yield the frames of the log from ``last`` downwards, so many as are worth reading."""
+def newest_frames(journal: Journal, shard: ShardId, last: int, *, since: int) -> Iterator[Frame]:
+    """Yield the frames of the log from ``last`` downwards: those above ``since``, however many.
+
+    And as many more as are worth reading.
+    """
     first = journal.first_seq(shard)
     size, step = 0, 64
-    while last >= first and size < _FRAMES_BYTES_MAX:
+    while last >= first and (last > since or size < _FRAMES_BYTES_MAX):
         start = max(first, last - step + 1)
         rows: list[bytes] = []
         at = start

@@ -57,6 +57,7 @@ FROZEN_BYTES_MAX: Final = 512 * MIB
 ASKS_WAITING_MAX: Final = 8
 SILENCE_S: Final = 30.0
 _ROOM_PAUSE_S: Final = 0.05
+_DIALLED_S: Final = 5.0
 _READ_PAGES: Final = 64
 
 
@@ -150,6 +151,7 @@ class StateServer:
         self._tasks = tasks
         self._waiting: dict[PublicKeyBytes, deque[StateQuestion]] = {}
         self._outgoing: dict[PublicKeyBytes, _Outgoing] = {}
+        self._dialled = trio.Event()
 
     def on_ask(self, peer: PublicKeyBytes, ask: StateQuestion) -> None:
         """Answer ``ask`` of the authenticated ``peer`` when its turn has come."""
@@ -162,6 +164,11 @@ class StateServer:
         else:
             refusal = StateRefused(number=ask.number, why=Why.BUSY)
             self._sender.send_transfer(peer, self._shard, self._lineage, refusal)
+
+    def on_connected(self, _peer: PublicKeyBytes) -> None:
+        """Learn that there is somebody to whom answers can be sent."""
+        self._dialled.set()
+        self._dialled = trio.Event()
 
     def on_lost(self, peer: PublicKeyBytes) -> None:
         """Forget what ``peer``, whose connection has ended, was being sent."""
@@ -180,10 +187,20 @@ class StateServer:
         try:
             while waiting:
                 ask = waiting.popleft()
-                if peer in self._sender.connected:
+                if await self._is_reached(peer):
                     await self._send(peer, await self._answer(peer, ask))
         finally:
             del self._waiting[peer]
+
+    async def _is_reached(self, peer: PublicKeyBytes) -> bool:
+        """Return whether there is a connection to ``peer``, after a while in which there may be.
+
+        Who has just begun asks at once by its own connection; ours is dialled again soon.
+        """
+        with trio.move_on_after(_DIALLED_S):
+            while peer not in self._sender.connected:
+                await self._dialled.wait()
+        return peer in self._sender.connected
 
     async def _answer(self, peer: PublicKeyBytes, ask: StateQuestion) -> StateAnswer:
         match ask:

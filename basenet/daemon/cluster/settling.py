@@ -26,6 +26,7 @@ journal's log.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Final
 
 import structlog
@@ -116,6 +117,9 @@ class Settler:
         self._batch_lock = trio.Lock()
         self._rhythm = Rhythm()
         self._bytes = 0
+        # Of all that was put: the last seq, how many effects, and how many of them are done.
+        self._put_seq = self.settled[0]
+        self._put_count = self._done_count = 0
         self.applied_frames = 0
         self.changed_groups: set[int] = set()
         """Groups of pages that were settled and not applied since `hold_back`."""
@@ -123,6 +127,8 @@ class Settler:
     def put(self, effect: Finalize) -> None:
         """Queue what became final."""
         self._queue.append(effect)
+        self._put_seq = effect.heads[-1].seq
+        self._put_count += 1
         self._bytes += _bytes_of(effect)
         self._news.set()
         if self._idle.is_set():
@@ -139,9 +145,13 @@ class Settler:
             await self._moved.wait()
 
     async def drained(self) -> None:
-        """Return when everything that is final is settled, and applied if the file is ready."""
-        while self._queue or not self._idle.is_set():
-            await self._idle.wait()
+        """Return when all that was put before is settled, and applied if the file is ready.
+
+        What comes meanwhile is not waited for: under a steady load there is always something.
+        """
+        target = self._put_count
+        while self._done_count < target:
+            await self._moved.wait()
 
     async def reached(self, seq: int) -> None:
         """Return when ``seq`` is settled, however long that takes."""
@@ -174,9 +184,18 @@ class Settler:
         return final
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits to be settled, and nothing is being."""
+        return self._done_count == self._put_count
+
+    @property
     def is_caught_up(self) -> bool:
-        """Whether the file holds everything that is settled, and nothing waits."""
-        return self.is_file_ready and not self._queue and self.place[0] >= self.settled[0]
+        """Whether the file holds everything that is final, settled or not.
+
+        So a writer's file does, which holds its own frames first, while they are settled in a
+        stream; one that applies what others write is hardly ever seen so.
+        """
+        return self.is_file_ready and self.place[0] >= max(self._put_seq, self.settled[0])
 
     @property
     def applied_seq(self) -> Seq:
@@ -207,7 +226,10 @@ class Settler:
                 await self._rest()
                 if not self._queue:
                     await self._news.wait()
-            await self._settle_batch(self._take())
+            batch = self._take()
+            await self._settle_batch(batch)
+            self._done_count += len(batch)
+            self._announce()
 
     async def _rest(self) -> None:
         """Make durable where the file stands, and keep its log short."""
@@ -257,7 +279,6 @@ class Settler:
                 # Whoever mends the file holds its lock for long.
                 await self._settle(settled, end, patience_s)
             self._bytes -= sum(map(_bytes_of, batch))
-            self._announce()
         self._tell(heads, records)
         if is_applied:
             self._on_applied(self.place[0])
@@ -344,17 +365,26 @@ class Settler:
     # From the journal's log.
 
     async def catch_up(self) -> None:
-        """Apply what is settled and above the file's place; then applying goes on by itself."""
-        while True:
-            async with self.file_lock:
-                while self.place[0] < self.settled[0]:
-                    await self._apply_from_log()
-                    self._on_applied(self.place[0])
-            async with self._batch_lock:
-                if self.place[0] >= self.settled[0]:
-                    self.is_file_ready = True
-                    break
+        """Apply what is settled and above the file's place; then applying goes on by itself.
+
+        Under a steady load a batch is settled at any time, so whenever the last one was applied
+        there is one more. So all is applied beside them as long as that leaves ever less to be
+        done, and the rest while none is settled.
+        """
+        behind = inf
+        async with self.file_lock:
+            while 0 < (left := self.settled[0] - self.place[0]) <= behind / 2:
+                behind = left
+                await self._apply_up_to(self.settled[0])
+        async with self._batch_lock, self.file_lock:
+            await self._apply_up_to(self.settled[0])
+            self.is_file_ready = True
         self._on_applied(self.place[0])
+
+    async def _apply_up_to(self, seq: Seq) -> None:
+        while self.place[0] < seq:
+            await self._apply_from_log()
+            self._on_applied(self.place[0])
 
     async def _apply_from_log(self) -> None:
         start, last = self.place[0] + 1, self.settled[0]
@@ -371,7 +401,7 @@ class Settler:
             prepared = await self._file.prepare(changes)
             if prepared is not None:
                 await self._note_place(encode_intent(prepared.before, prepared.after, end))
-                await self._file.inject(prepared)
+                await self._file.inject(prepared, is_relieved=True)
         self.place = end
         await self._note_place(None)
 

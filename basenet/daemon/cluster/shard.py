@@ -60,7 +60,7 @@ from basenet.daemon.failures import only_error
 from basenet.daemon.framer import instant
 from basenet.daemon.marks import Mark
 from basenet.daemon.node import Node
-from basenet.daemon.progress import Progress
+from basenet.daemon.progress import Progress, Watermark
 from basenet.engine.birth_events import ArchiveSurveyed, Born, KeepOrphans
 from basenet.engine.effects import EpochBegan, ReadReady, Report
 from basenet.engine.placement import Membership
@@ -495,7 +495,7 @@ class ClusterShard:
                         timestamp_ns=frame.head.timestamp_ns,
                     )
                 )
-        self.progress.wake()
+        self._advance_applied()
 
     def _on_moved(self) -> None:
         self.generations.look()
@@ -503,7 +503,11 @@ class ClusterShard:
 
     def _on_applied(self, seq: Seq) -> None:
         self.applied_seq = seq
-        self.progress.wake()
+        self._advance_applied()
+
+    def _advance_applied(self) -> None:
+        seq = self.term.settler.applied_seq if self.term is not None else self.applied_seq
+        self.progress.advance(Watermark.APPLIED, seq)
 
     def _on_orphaned(self, kept_seq: Seq) -> None:
         self.orphaned += 1

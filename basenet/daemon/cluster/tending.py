@@ -28,12 +28,12 @@ import structlog
 import trio
 
 from basenet.config.model import ClusterConfig, NodeRole
-from basenet.daemon.cluster.heirs import find_candidates, find_heirs
+from basenet.daemon.cluster.heirs import find_candidates, find_heirs, is_near
 from basenet.daemon.cluster.node import ClusterNode
 from basenet.daemon.cluster.settling import Settler
 from basenet.daemon.cluster.term import Term
 from basenet.daemon.framer import instant
-from basenet.engine.events import SurveyWanted, TransferWanted
+from basenet.engine.events import SurveyWanted
 from basenet.engine.replica import Replica
 from basenet.units import Epoch, Seq, ShardId, View
 from basenet.wire.message import SyncRequest
@@ -167,27 +167,29 @@ class Steward:
             hold = not self._is_witness and not term.settler.is_file_ready
             watched.is_due(now_s, _STUCK_S, is_right=hold)
             return
+        must_go = self._is_witness or is_stuck(term.settler)
+        if not must_go and self._writer in (None, self._cluster.me.node_id):
+            watched.since_s = None  # as mostly
+            return
         if not replica.is_open(instant()):
             return
-        if self._is_witness or is_stuck(term.settler):
+        if must_go:
             hold_s = 0.0 if self._is_witness else _STUCK_S
             others = max(1, len(replica.ballot.config.voters) - 1)
             if watched.is_due(now_s, hold_s, is_right=True, candidates=others):
                 target = self._any_able(term, watched.moves)
                 self._hand_over(term, watched, target, "cannot write here")
-        elif self._writer not in (None, self._cluster.me.node_id):
-            home = self._home(shard, term, watched)
-            if watched.is_due(now_s, _HOME_S, is_right=home is not None):
-                self._hand_over(term, watched, home, "BASE_WRITER")
-        else:
-            watched.since_s = None
+            return
+        home = self._home(shard, term, watched)
+        if watched.is_due(now_s, _HOME_S, is_right=home is not None):
+            self._hand_over(term, watched, home, "BASE_WRITER")
 
     def _hand_over(self, term: Term, watched: Watched, target: Voter | None, why: str) -> None:
         if target is None:
             return
         watched.moved(trio.current_time())
         term.log.info("writer_moves", to=target.node_id, why=why)
-        term.driver.step(TransferWanted(target=target.key))
+        term.hand_over_soon(target)
 
     def _name_of_leader(self, replica: Replica) -> str | None:
         leader = replica.leader
@@ -196,8 +198,9 @@ class Steward:
 
     def _home(self, shard: Tended, term: Term, watched: Watched) -> Voter | None:
         """Return the preferred writer if it could lead now and nobody moved the lead from it."""
-        ballot = term.driver.replica.ballot
-        found = self._heirs(term, only=self._writer)
+        replica = term.driver.replica
+        ballot = replica.ballot
+        found = self._heirs(term, only=self._writer) or self._near(term)
         if not found:
             return None
         if watched.was_meant(shard.released_at(ballot.epoch, ballot.view)):
@@ -224,6 +227,16 @@ class Steward:
         if len(heirs) < len(candidates):
             term.driver.step(SurveyWanted())
         return heirs
+
+    def _near(self, term: Term) -> list[Voter]:
+        """Return the preferred writer, if it is a little behind an application that never rests."""
+        replica = term.driver.replica
+        told = self._cluster.heights.find(term.shard, replica.ballot.config.lineage)
+        return [
+            one
+            for one in find_candidates(replica, self._cluster.me.key, self._cluster.connected)
+            if one.node_id == self._writer and is_near(replica, one, told)
+        ]
 
     def _ask(self, term: Term, replica: Replica, watched: Watched, now_s: float) -> None:
         """Ask the only voter for what is final, while there is something now and then."""

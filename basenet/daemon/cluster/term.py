@@ -35,7 +35,7 @@ from basenet.daemon.cluster.frames import Frames, Getter
 from basenet.daemon.cluster.gate import NEVER, Gate, Gates
 from basenet.daemon.cluster.historian import Historian
 from basenet.daemon.cluster.intake import Intake
-from basenet.daemon.cluster.leaving import leave
+from basenet.daemon.cluster.leaving import leave, try_to_yield
 from basenet.daemon.cluster.marking import Marking
 from basenet.daemon.cluster.offer import FinalState
 from basenet.daemon.cluster.orphaning import Bundler
@@ -78,6 +78,7 @@ from basenet.engine.events import (
     Received,
     Ticked,
 )
+from basenet.engine.lease import SharedLease
 from basenet.engine.limits import Timing
 from basenet.engine.replica import Replica
 from basenet.errors import CorruptionError
@@ -89,6 +90,7 @@ from basenet.wire.frame import Frame, Head
 from basenet.wire.hello import Hello
 from basenet.wire.merkle import StateTree
 from basenet.wire.message import Message, SyncRequest
+from basenet.wire.payload import Voter
 from basenet.wire.tuples import Scope
 
 log = structlog.get_logger()
@@ -145,7 +147,7 @@ class Term:
         self._gate: Gate | None = None
         self._has_led = False
         self.writer: Writer | None = None
-        self._is_undoing = False
+        self._is_undoing = self.is_yielding = False
         self._sealed_before = 0
         self.local_last = record.local_last
         self._stepped = trio.Event()
@@ -424,13 +426,19 @@ class Term:
         """Return until when the application may write, as far as replica and file go."""
         now = instant()
         until = self.driver.replica.writable_until(now)
-        is_whole = self.settler.is_caught_up and not self._is_undoing
+        is_whole = self.settler.is_caught_up and not (self._is_undoing or self.is_yielding)
         is_whole = is_whole and not self.driver.performer.is_undoing
         return until if until > now and is_whole else NEVER
 
     def lease_until(self) -> Instant:
         """Return until when a quorum gave its lease; the past without one."""
         return self.peers.liveness.lease_until(self._record.lineage, instant())
+
+    def shared_lease(self) -> SharedLease | None:
+        """Return the lease that it shares with other shards; None while anything is under way."""
+        if self.driver.performer.is_idle and self.settler.is_idle:
+            return self.peers.shared_lease(self._record.lineage)
+        return None
 
     @property
     def leads(self) -> bool:
@@ -455,6 +463,10 @@ class Term:
         )
         writer.give(items)
         self._start(writer.run)
+
+    def hand_over_soon(self, target: Voter) -> None:
+        """Have ``target`` lead once all that is committed here is sealed, if that is soon."""
+        self._start(lambda: try_to_yield(self, target))
 
     async def stepped(self) -> None:
         """Return after the next step of the replica."""

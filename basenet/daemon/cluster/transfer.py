@@ -79,7 +79,8 @@ class StateTransfer:
             self.client.on_answer(peer, message)
 
     def on_connected(self, peer: PublicKeyBytes) -> None:
-        """Learn that ``peer`` can be asked."""
+        """Learn that ``peer`` can be asked, and answered."""
+        self.server.on_connected(peer)
         self.client.on_connected(peer)
 
     def on_lost(self, peer: PublicKeyBytes) -> None:

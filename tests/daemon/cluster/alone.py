@@ -50,6 +50,14 @@ class Lane:
         return lambda *_args: None
 
 
+class Endless:
+    """The lease of all shards of such a node."""
+
+    @property
+    def until(self) -> Instant:
+        return Instant(instant() + 60 * 10**9)
+
+
 @dataclass
 class NoPeers:
     """Nobody else is there; what is sent is written down."""
@@ -61,6 +69,10 @@ class NoPeers:
         self.signer = signer()
         self.liveness = Lane()
         self.connected: Mapping[bytes, Any] = {}
+        self.lease = Endless()
+
+    def shared_lease(self, _lineage: Lineage) -> Endless:
+        return self.lease
 
     def settle(self) -> None:
         pass

@@ -16,8 +16,9 @@ import trio
 from basenet.config.model import Config
 from basenet.daemon.chain import Author
 from basenet.daemon.cluster.file import ReplicaFile
-from basenet.daemon.cluster.gate import Gates
+from basenet.daemon.cluster.gate import NEVER, Gates
 from basenet.daemon.cluster.guard import Guard
+from basenet.daemon.cluster.heights import HeightBook
 from basenet.daemon.cluster.node import ClusterNode
 from basenet.daemon.cluster.ports import ShardPort
 from basenet.daemon.cluster.shard import ClusterRoom, ClusterShard
@@ -120,6 +121,34 @@ class Heartbeats:
         return instant() if is_heard else _NEVER
 
 
+class Lease:
+    """What a led shard has from the others, asked once for ever."""
+
+    def __init__(self, station: "Station", lineage: Lineage) -> None:
+        self._station, self._lineage = station, lineage
+
+    @property
+    def until(self) -> Instant:
+        return self._station.beats.lease_until(self._lineage, instant())
+
+
+class WatchedGates(Gates):
+    """Sees before each renewal that nothing has changed where no look is taken."""
+
+    renewals = 0
+
+    def _renew_rests(self) -> None:
+        for lease, rest in self._rests.items():
+            for gate in rest._gates if lease.until > instant() else ():
+                term = gate.term
+                assert term.leads, "a gate at rest that does not lead"
+                assert term.is_writing, "a gate at rest whose capture has ended"
+                assert term.writable_until() > NEVER, "a gate at rest that may not be open"
+                assert not term.file.fence.is_held, "a gate at rest whose fence is closed"
+                self.renewals += 1
+        super()._renew_rests()
+
+
 class Station:
     """What a shard sees of its node (`cluster.node.ClusterNode`), over a `Net`."""
 
@@ -129,7 +158,9 @@ class Station:
         self.me = Peer(name, self.signer.public)
         self.journal_id = journal_id
         self.timing = TIMING
+        self.heights = HeightBook()
         self.beats = Heartbeats(self)
+        self.leases: dict[Lineage, Lease] = {}
         self.is_greeted = True
         self.port: ShardPort | None = None
         self.hello = Hello(
@@ -148,6 +179,9 @@ class Station:
     @property
     def liveness(self) -> Heartbeats:
         return self.beats
+
+    def shared_lease(self, lineage: Lineage) -> Lease:
+        return self.leases.setdefault(lineage, Lease(self, lineage))
 
     @property
     def members(self) -> Membership | str:
@@ -478,7 +512,7 @@ async def _member(
         )
         nursery.start_soon(node.journalist.run)
         nursery.start_soon(node.waker.run)
-        gates = Gates(config.cluster, guard, lease=_LEASE_NS)
+        gates = WatchedGates(config.cluster, guard, lease=_LEASE_NS)
         nursery.start_soon(gates.run)
         room = ClusterRoom(
             cluster=cast("ClusterNode", station),

@@ -1,4 +1,4 @@
-"""When a node of the role archive archives; the rest is in tests/system/test_archivist.py."""
+"""When a node of the role archive archives, and what is counted; the rest is in tests/system/."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -106,3 +106,27 @@ async def test_its_stint_ends_when_a_voter_has_archived_more() -> None:
         here.told(10)
         await trio.testing.wait_all_tasks_blocked()
         assert scope.cancel_called
+
+
+async def test_what_is_put_there_counts_until_the_next_snapshot() -> None:
+    """Or none would be due as long as one node writes, neither by size nor by time."""
+    here, put = Here(), SimpleNamespace(put_bytes=0)
+
+    async def perform(_act: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    node = cast("Any", here.archiver._node)
+    node.config.journal_bytes_max = 1
+    node.journalist = SimpleNamespace(perform=perform)
+    cast("Any", here.archiver._shard).term.settler.place = (0, b"")
+    here.archiver._peers = cast("Any", SimpleNamespace(connected={}))
+    here.archiver.uploader = cast("Any", SimpleNamespace(facts=lambda: put))
+    for seq, put_bytes in ((4, 100), (5, 100), (9, 350)):
+        put.put_bytes = put_bytes
+        await here.archiver._on_archived(Seq(seq), 1)
+        assert here.progress.archived_seq == seq
+        assert here.archiver.history.log_bytes == put_bytes
+    here.archiver.history.log_bytes = 0  # as after a snapshot
+    put.put_bytes = 360
+    await here.archiver._on_archived(Seq(10), 1)
+    assert here.archiver.history.log_bytes == 10

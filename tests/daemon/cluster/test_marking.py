@@ -3,10 +3,13 @@
 
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from basenet.config.model import Fence
 from basenet.control.surface import ShardState
@@ -19,9 +22,10 @@ from basenet.daemon.shard import Shard
 from basenet.engine.effects import Orphan
 from basenet.engine.events import Instant
 from basenet.errors import UnavailableError
+from basenet.journal.records import Settled
 from basenet.sqlite.captured import Captured, CaptureFlag, Cursor
 from basenet.sqlite.standing import Outcome, decode_intent, find_standing
-from basenet.units import Seq, ShardId
+from basenet.units import PublicKeyBytes, Seq, ShardId
 from basenet.wire.payload import decode_commit
 from tests.daemon.cluster.alone import alone
 from tests.daemon.cluster.files import (
@@ -33,7 +37,9 @@ from tests.daemon.cluster.files import (
     payload_of,
     whole_of,
 )
+from tests.daemon.cluster.lines import a_line, at_bench
 from tests.daemon.cluster.nodes import eventually
+from tests.daemon.cluster.test_settling import settle
 from tests.daemon.cluster.test_writing import in_thread
 from tests.daemon.node import running_node
 from tests.fakes.branching import SHARD
@@ -167,6 +173,49 @@ async def test_what_is_mended_is_marked_before_anything_is_fetched(
         assert READ_ONLY in answer(path)
         assert done.set_aside is not None
         assert answer(done.set_aside) == ""
+
+
+async def test_a_replica_is_marked_though_something_is_applied_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the batch that is under way; what is final already and waits is applied afterwards."""
+    monkeypatch.setattr(marking, "_PAUSE_S", 600.0)
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        await settle(bench, line.keep(bench.journal, line.create()))
+        follower = SimpleNamespace(
+            shard=SHARD,
+            file=bench.file,
+            settler=bench.settler,
+            writer=None,
+            leads=False,
+            driver=SimpleNamespace(
+                performer=SimpleNamespace(is_undoing=False),
+                replica=SimpleNamespace(leader=b"the writer"),
+            ),
+        )
+        mark = marking.Marking(
+            cast("marking.Marked", follower), me=PublicKeyBytes(b"me"), fence=Fence.READONLY
+        )
+        settle_in_journal, may_settle = bench.node.journalist.settle, trio.Event()
+
+        async def settle_late(settled: Settled, patience_s: float) -> None:
+            await may_settle.wait()
+            await settle_in_journal(settled, patience_s)
+
+        monkeypatch.setattr(bench.node.journalist, "settle", settle_late)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.settler.run)
+            for _ in range(2):
+                bench.settler.put(line.keep(bench.journal, line.commit()))
+                await wait_all_tasks_blocked()
+            nursery.start_soon(mark.run)
+            await wait_all_tasks_blocked()
+            may_settle.set()
+            await eventually(lambda: bench.file.is_read_only)
+            await bench.settler.drained()
+            nursery.cancel_scope.cancel()
+        assert bench.settler.place[0] == 4
+        assert await bench.holds()
 
 
 # -- a term ----------------------------------------------------------------------------------------

@@ -155,6 +155,27 @@ async def test_nothing_is_said_before_it_is_durable(autojump_clock: trio.testing
     assert world.done == ["keep", "kept", "send 1", "keep", "kept", "send 2", "send 3"]
 
 
+async def test_whoever_waits_for_what_was_put_waits_for_nothing_else() -> None:
+    """Else a term would not end, or only after a time, while peers send steadily."""
+    world = World()
+    rounds: list[int] = []
+
+    def go_on() -> None:
+        if len(rounds) < 100:
+            rounds.append(len(rounds))
+            world.performer.put([Persist(), send(rounds[-1])])
+
+    world.performer.on_turn = go_on
+    async with trio.open_nursery() as nursery:
+        world.performer.put([Persist(), send(1000)])
+        nursery.start_soon(world.performer.run)
+        await world.performer.idle()
+        assert "send 1000" in world.done
+        assert not world.performer.is_idle
+        assert len(rounds) < 50
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_orphan_stands_alone_and_before_what_follows_from_it() -> None:
     """And nothing may be sealed until it is done."""
     world = World()

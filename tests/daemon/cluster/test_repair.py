@@ -14,6 +14,7 @@ from basenet.daemon.cluster.repair import Repair, newest_frames
 from basenet.engine.adoption import NOWHERE
 from basenet.errors import UnavailableError
 from basenet.journal.journal import Journal
+from basenet.journal.records import Settled
 from basenet.units import Seq
 from basenet.wire.merkle import leaf_hash
 from tests.daemon.cluster.lines import PAGE_SIZE, Bench, a_line, at_bench
@@ -177,6 +178,40 @@ async def test_what_becomes_final_meanwhile_is_applied_afterwards(tmp_path: Path
         assert await here.bench.holds()
 
 
+async def test_a_page_that_every_commit_changes_is_had_from_our_own_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a steady load the newest frame is always on its way there, and every peer is ahead."""
+    async with mended(tmp_path) as here:
+        here.forget_frames()
+        bench, is_awaited = here.bench, trio.Event()
+        settle_in_journal, reached = bench.node.journalist.settle, bench.settler.reached
+
+        async def settle_late(settled: Settled, patience_s: float) -> None:
+            await is_awaited.wait()
+            await settle_in_journal(settled, patience_s)
+
+        async def wait(seq: int) -> None:
+            is_awaited.set()
+            await reached(seq)
+
+        async def ahead(wants: Wants) -> Mapping[int, bytes]:
+            is_awaited.set()
+            return await here.have(wants)
+
+        monkeypatch.setattr(bench.node.journalist, "settle", settle_late)
+        monkeypatch.setattr(bench.settler, "reached", wait)
+        here.answer = ahead
+        effect = here.line.keep(bench.journal, here.line.commit("INSERT INTO t (v) VALUES (1)"))
+        here.line.commit("INSERT INTO t (v) VALUES (2)")  # as only the peer has it
+        bench.settler.put(effect)
+        await eventually(lambda: bench.branch.final_place[0] == effect.heads[-1].seq)
+        with trio.fail_after(30):
+            await here.repair.run(None)
+        assert here.repair.rounds == 1
+        assert bench.settler.place[0] == effect.heads[-1].seq
+
+
 async def test_only_what_may_differ_is_looked_at(tmp_path: Path) -> None:
     """The pages that were undone, and those that changed since; what else is there is believed."""
     async with mended(tmp_path) as here:
@@ -285,8 +320,8 @@ async def test_frames_are_read_from_the_newest_down(
 ) -> None:
     """From the last one that is asked for, in pieces, and no more than are worth it."""
 
-    def seqs(journal: Journal, last: int) -> list[Seq]:
-        return [frame.head.seq for frame in newest_frames(journal, SHARD, last)]
+    def seqs(journal: Journal, last: int, since: int = 72) -> list[Seq]:
+        return [frame.head.seq for frame in newest_frames(journal, SHARD, last, since=since)]
 
     async with mended(tmp_path, commits=70) as here:
         journal = here.bench.journal
@@ -294,6 +329,8 @@ async def test_frames_are_read_from_the_newest_down(
         assert seqs(journal, 65) == list(range(65, 0, -1))
         monkeypatch.setattr(repairing, "_FRAMES_BYTES_MAX", 1)
         assert seqs(journal, 72) == list(range(72, 8, -1))
+        assert seqs(journal, 72, since=8) == list(range(72, 8, -1))
+        assert seqs(journal, 72, since=7) == list(range(72, 0, -1))
         monkeypatch.undo()
         journal.set_archived(SHARD, 70, keep_bytes=0)
         assert seqs(journal, 72) == [72, 71]

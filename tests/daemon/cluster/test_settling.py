@@ -1,6 +1,7 @@
 """What is final goes into the log and into the file, and a crash anywhere is made good."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,83 @@ async def test_settling_goes_on_while_somebody_mends(tmp_path: Path) -> None:
                 await eventually(lambda: bench.settler.is_caught_up)
             assert await bench.holds()
             nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def steady(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, most: int = 100
+) -> AsyncIterator[list[int]]:
+    """Whenever something is about to be settled, the next commit is final, ``most`` times.
+
+    So the settler never rests meanwhile; yields the seqs that were put.
+    """
+    line, put = bench.line, list[int]()
+    settle_in_journal = bench.node.journalist.settle
+
+    def put_next() -> None:
+        if len(put) < most:
+            effect = line.keep(bench.journal, line.commit("INSERT INTO t (v) VALUES (1)"))
+            put.append(effect.heads[-1].seq)
+            bench.settler.put(effect)
+
+    async def go_on(settled: Settled, patience_s: float) -> None:
+        put_next()
+        await settle_in_journal(settled, patience_s)
+
+    monkeypatch.setattr(bench.node.journalist, "settle", go_on)
+    async with trio.open_nursery() as nursery:
+        put_next()
+        nursery.start_soon(bench.settler.run)
+        with trio.fail_after(60):
+            yield put
+        nursery.cancel_scope.cancel()
+
+
+async def test_catching_up_ends_though_something_is_settled_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that comes back while the writer goes on at full speed applies again as before."""
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        await settle(bench, line.keep(bench.journal, line.create()))
+        bench.settler.hold_back()
+        await settle(bench, *[line.keep(bench.journal, line.commit()) for _ in range(5)])
+        async with steady(bench, monkeypatch) as put:
+            await bench.settler.catch_up()
+            assert bench.settler.is_file_ready
+            assert len(put) < 50
+            await eventually(lambda: bench.settler.place[0] == bench.settler.settled[0] == put[-1])
+        assert len(put) == 100
+        assert await bench.holds()
+
+
+async def test_whoever_waits_for_what_was_put_waits_for_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a term would not end, or only after a time, while others write."""
+    async with (
+        a_line(tmp_path) as line,
+        at_bench(tmp_path, line) as bench,
+        steady(bench, monkeypatch) as put,
+    ):
+        seq = put[-1]
+        await bench.settler.drained()
+        assert bench.settler.settled[0] >= seq
+        assert len(put) < 50
+
+
+async def test_the_file_of_a_writer_is_caught_up_while_its_frames_are_settled(
+    tmp_path: Path,
+) -> None:
+    """It holds them first; what others wrote it holds when it is applied, not before."""
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        rows = [line.create(), line.commit()]
+        for one in rows:
+            line.keep(bench.journal, one)
+        bench.settler.moved_to((rows[0][0].head.seq, rows[0][0].head.hash))
+        bench.settler.put(finalize(rows[0], is_own=True))
+        assert bench.settler.is_caught_up
+        bench.settler.put(finalize(rows[1]))
+        assert not bench.settler.is_caught_up
 
 
 async def test_peers_wait_while_too_much_is_not_settled(

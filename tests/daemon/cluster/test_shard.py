@@ -1,5 +1,6 @@
 """Whole shards of several nodes: born, deposed, cut off, replaced, and at work again."""
 
+import itertools
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -8,15 +9,18 @@ import pytest
 import trio
 
 from basenet.control.surface import ShardState
-from basenet.daemon.cluster import pausing
+from basenet.daemon.cluster import leaving, pausing
 from basenet.daemon.cluster import shard as shards
+from basenet.daemon.cluster.placing import Placing
+from basenet.daemon.cluster.settling import Place
 from basenet.daemon.framer import instant
 from basenet.engine.events import TransferWanted
 from basenet.errors import ConflictError, UnavailableError, UsageError
 from basenet.testing.tracecheck import check_together
 from basenet.testing.traces import collect
 from basenet.wire.message import Vote
-from tests.daemon.cluster.joined import Joined, Member, joined, trace_of
+from basenet.wire.payload import Voter
+from tests.daemon.cluster.joined import Joined, Member, WatchedGates, joined, trace_of
 from tests.daemon.cluster.nodes import SHARD, eventually
 from tests.sqlite.application import Application, ApplicationError
 
@@ -41,6 +45,12 @@ async def read(member: Member) -> list[int]:
     return await trio.to_thread.run_sync(rows, member)
 
 
+def voter(here: Member, there: Member) -> Voter:
+    """What ``here`` knows of ``there``."""
+    voters = here.term.driver.replica.ballot.config.voters
+    return next(one for one in voters if one.key == there.station.me.key)
+
+
 async def test_an_empty_shard_is_born_and_one_writes_for_all(tmp_path: Path, socket: Path) -> None:
     """Three journals with one chain, three files with the same pages; the others are fenced."""
     async with joined(tmp_path, socket) as here:
@@ -63,6 +73,29 @@ async def test_an_empty_shard_is_born_and_one_writes_for_all(tmp_path: Path, soc
             await trio.to_thread.run_sync(application.sql, "INSERT INTO t VALUES (9)")
         with pytest.raises(ConflictError, match="not the writer"):
             await other.shard.capture_now()
+
+
+async def test_a_shard_at_rest_is_renewed_until_it_is_handed_over(
+    tmp_path: Path, socket: Path
+) -> None:
+    """Renewed without a look, again and again, and written to at once; then somebody else leads."""
+    async with joined(tmp_path, socket) as here:
+        first = await born(here)
+        gates = first.room.gates
+        assert isinstance(gates, WatchedGates)
+        await eventually(lambda: gates.renewals >= 5)
+        gate = first.term._gate
+        assert gate is not None
+        assert gate.rest is not None
+        await here.commit(first, "INSERT INTO t VALUES (2)")
+        await eventually(lambda: gate.rest is not None)
+        target = here.others(first)[0]
+        first.term.driver.step(TransferWanted(target=target.station.me.key))
+        assert gate.rest is None
+        second = await here.writer(but=first)
+        await here.commit(second, "INSERT INTO t VALUES (3)")
+        await here.agree()
+        assert await read(first) == [1, 2, 3]
 
 
 async def test_the_death_of_the_writer_and_its_return(tmp_path: Path, socket: Path) -> None:
@@ -122,6 +155,55 @@ async def test_who_knows_nothing_of_the_others_asks_before_it_hands_over(
         second = await here.writer(but=first)
         ballot = second.term.driver.replica.ballot
         assert second.shard.released_at(ballot.epoch, ballot.view) is not None
+
+
+async def test_who_hands_over_loses_nothing_of_an_application_that_goes_on(
+    tmp_path: Path, socket: Path
+) -> None:
+    """It is locked out first: nobody seals what it commits while its frames become final."""
+    async with joined(tmp_path, socket) as here:
+        first = await born(here)
+        target = here.others(first)[0]
+        numbers = itertools.count(3)
+        with Application(first.path, timeout_s=0) as application:
+
+            async def go_on() -> None:
+                while True:
+                    statement = f"INSERT INTO t VALUES ({next(numbers)})"
+                    await trio.to_thread.run_sync(application.sql, statement)
+
+            here.net.drops = lambda _from, to, what: to == first.name and isinstance(what, Vote)
+            await trio.to_thread.run_sync(application.sql, "INSERT INTO t VALUES (2)")
+            await eventually(lambda: first.record().local_last == 3)
+            first.term.hand_over_soon(voter(first, target))
+            with trio.fail_after(30), pytest.raises(ApplicationError, match="locked"):
+                await go_on()
+        here.net.drops = lambda _sender, _to, _what: False
+        second = await here.writer(but=first)
+        assert second is target
+        await here.agree()
+        assert await read(second) == list(range(1, next(numbers) - 1))
+        assert first.journal.orphans(SHARD) == ()
+
+
+async def test_a_transaction_that_goes_on_refuses_a_transfer(
+    tmp_path: Path, socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be lost; the application commits it, and goes on writing here."""
+    monkeypatch.setattr(leaving, "_SEAL_S", 0.2)
+    async with joined(tmp_path, socket) as here:
+        first = await born(here)
+        target = voter(first, here.others(first)[0])
+        with Application(first.path) as application:
+            await trio.to_thread.run_sync(application.sql, "BEGIN", "INSERT INTO t VALUES (2)")
+            with pytest.raises(UnavailableError, match="in the middle of a transaction"):
+                await leaving.yield_to(first.term, target)
+            await leaving.try_to_yield(first.term, target)
+            await trio.to_thread.run_sync(application.sql, "COMMIT")
+        await eventually(lambda: first.is_writer)
+        await here.commit(first, "INSERT INTO t VALUES (3)")
+        await here.agree()
+        assert await read(first) == [1, 2, 3]
 
 
 async def test_what_a_deposed_writer_had_alone_is_an_orphan(tmp_path: Path, socket: Path) -> None:
@@ -195,6 +277,38 @@ async def test_who_was_away_too_long_gets_a_state(tmp_path: Path, socket: Path) 
         await here.commit(writer, "INSERT INTO t VALUES (5)")
         await here.agree()
         assert await read(late) == [1, 2, 3, 4, 5]
+
+
+async def test_what_is_applied_while_a_state_is_adopted_is_not_believed(
+    tmp_path: Path, socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who catches up says where the file stands until the term is over; those frames are gone."""
+    real, places = Placing.note_nowhere, list[Place]()
+
+    async def note(self: Placing) -> None:
+        await real(self)
+        place = late.term.settler.place
+        places.append(place)
+        await self.node.journalist.perform(
+            lambda journal: journal.set_place(
+                SHARD, place, cursor=None, local_last=None, intent=None
+            )
+        )
+
+    async with joined(tmp_path, socket) as here:
+        writer = await born(here)
+        late = here.others(writer)[0]
+        await late.kill()
+        for number in range(2, 5):
+            await here.commit(writer, f"INSERT INTO t VALUES ({number})")
+        seq = await here.agree(*here.others(late))
+        for one in here.others(late):
+            one.journal.set_archived(SHARD, seq, keep_bytes=0)
+        monkeypatch.setattr(Placing, "note_nowhere", note)
+        late.start()
+        assert await here.agree() == seq
+        assert [place[0] for place in places] == [3]
+        assert await read(late) == [1, 2, 3, 4]
 
 
 async def test_what_was_not_final_is_kept_when_a_state_is_adopted(

@@ -194,6 +194,22 @@ async def test_whoever_is_connected_is_served(
     assert server.budget.transfers == 0
 
 
+async def test_who_asks_before_it_is_dialled_is_answered_then(
+    autojump_clock: Clock, world: World, chain: Chain
+) -> None:
+    """A node that has just begun asks by its own connection, and would wait in vain for long."""
+    server, newcomer = world.node(1), world.node(2)
+    server.has(chain.commit(synthetic(20)), chain, None)
+    ask = StateAsk(number=1, above_seq=NONE, epoch=chain.epoch)
+    server.transfer.on_message(newcomer.key, ask)
+    await trio.sleep(2)
+    assert newcomer.received == []
+    world.connect(newcomer, server)
+    await trio.sleep(0.2)
+    ((_, offer),) = asked(newcomer, StateOffer)
+    assert offer.number == 1
+
+
 async def test_asks_of_a_peer_wait_in_a_bounded_line(
     autojump_clock: Clock, world: World, chain: Chain
 ) -> None:
