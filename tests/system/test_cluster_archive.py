@@ -132,6 +132,14 @@ def test_archive_goes_on_after_a_failover(tmp_path: Path) -> None:
         early = wait_archived(cluster)
         writer = cluster.wait_writer()
         early_rows = rows(restore(tmp_path, "early.db", "--to-seq", str(early)))
+        cluster.until(
+            lambda: (
+                (status := writer.find_status()) is not None
+                and status.last_snapshot_seq is not None
+                and status.next_snapshot_ns is not None
+            ),
+            "the status tells of snapshots",
+        )
         with loaded(writer):
             cluster.until(
                 lambda: find_final(writer) > early + 20,

@@ -140,14 +140,18 @@ class ClusterFacts:
         replica = term.driver.replica
         ballot = replica.ballot
         voters = ballot.config.voters
+        # Whoever writes takes the snapshots, and alone knows of them.
+        upkeep = found.archiver.upkeep
         return structs.replace(
             counted,
             now_ns=now_ns,
+            next_snapshot_ns=upkeep.plan().due_ns if upkeep is not None else None,
+            last_snapshot_seq=upkeep.history.base_seq or None if upkeep is not None else None,
             epoch=ballot.epoch,
             view=ballot.view,
             generation=found.generations.present,
             archive=self._archive_sentence(found),
-            retention=describe_retention(found.archiver.upkeep),
+            retention=describe_retention(upkeep),
             writer=next((one.node_id for one in voters if one.key == replica.leader), None),
             writer_endpoint=self._find_writer(replica.leader, counted.role),
             members=self._shard_members(found.shard, record.lineage, replica, voters),
