@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from basenet.config import load
-from basenet.config.model import Config, LogFormat, Network
+from basenet.config.model import Config, LogFormat
 from basenet.daemon import assembly
 from basenet.daemon.allocator import give_memory_back
 
@@ -27,10 +27,6 @@ def serve(database: str | None, archive: str | None, command: str | None) -> int
         arguments["BASE_ARCHIVE"] = archive
     config = load(os.environ, arguments=arguments)
     _configure_logging(config)
-    if config.archive is None and config.network is Network.STANDALONE:
-        structlog.get_logger().warning(
-            "archive_off", hint="nothing leaves this host: name an archive, or set BASE_ARCHIVE"
-        )
     environment = dict(os.environ)
     give_memory_back()
 

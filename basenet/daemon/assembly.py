@@ -149,6 +149,9 @@ async def _open_archive(
     config: Config, environment: Mapping[str, str], key: SigningKey, usage: StoreUsage
 ) -> Store | None:
     if config.archive is None:
+        log.warning(
+            "archive_off", hint="nothing leaves this host: name an archive, or set BASE_ARCHIVE"
+        )
         return None
     # The loader knows every way of saying no.
     unconditional = {"BASE_ARCHIVE_UNCONDITIONAL": "1" if config.archive_unconditional else "0"}
