@@ -116,10 +116,6 @@ class Archiver:
         self.troubles = Troubles()
         self._put_bytes = 0
 
-    def next_snapshot_ns(self) -> int | None:
-        """Return when the next snapshot is due, as far as that is known."""
-        return self.upkeep.plan().due_ns if self.upkeep is not None else None
-
     # What the shard tells
 
     def on_lineage(self, record: ShardRecord) -> None:

@@ -27,7 +27,7 @@ from basenet.daemon.progress import Watermark
 from basenet.daemon.shard import Shard
 from basenet.daemon.supervisor import Supervisor
 from basenet.daemon.troubles import require_going_on, sick_shards
-from basenet.daemon.upkeep import describe_retention
+from basenet.daemon.upkeep import describe_retention, find_next_snapshot_ns
 from basenet.errors import NotFoundError, UsageError
 from basenet.keys.trust import format_public
 from basenet.units import Seq, ShardId
@@ -92,7 +92,7 @@ class Facts:
         return structs.replace(
             self._count(found, archive),
             now_ns=time.time_ns(),
-            next_snapshot_ns=found.archiver.next_snapshot_ns(),
+            next_snapshot_ns=find_next_snapshot_ns(found.archiver.upkeep),
             archive=self._archive_sentence(found, archive),
             retention=describe_retention(found.archiver.upkeep),
         )

@@ -319,6 +319,11 @@ def describe_retention(upkeep: Upkeep | None) -> str:
     return "off" if upkeep is None else upkeep.describe_retention()
 
 
+def find_next_snapshot_ns(upkeep: Upkeep | None) -> int | None:
+    """Return when the next snapshot is due, as far as that is known."""
+    return None if upkeep is None else upkeep.plan().due_ns
+
+
 _Kind = TypeVar("_Kind", bound=Upkeep)
 
 

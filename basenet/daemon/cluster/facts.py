@@ -31,7 +31,7 @@ from basenet.daemon.framer import instant
 from basenet.daemon.node import Node
 from basenet.daemon.progress import Watermark
 from basenet.daemon.troubles import require_going_on, sick_shards
-from basenet.daemon.upkeep import describe_retention
+from basenet.daemon.upkeep import describe_retention, find_next_snapshot_ns
 from basenet.engine.placement import Membership, Peer
 from basenet.engine.replica import Replica
 from basenet.errors import NotFoundError, UsageError
@@ -145,7 +145,7 @@ class ClusterFacts:
         return structs.replace(
             counted,
             now_ns=now_ns,
-            next_snapshot_ns=upkeep.plan().due_ns if upkeep is not None else None,
+            next_snapshot_ns=find_next_snapshot_ns(upkeep),
             last_snapshot_seq=upkeep.history.base_seq or None if upkeep is not None else None,
             epoch=ballot.epoch,
             view=ballot.view,

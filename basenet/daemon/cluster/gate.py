@@ -274,10 +274,9 @@ class Gate:
 
 
 class Rest:
-    """Open gates to which nothing happens, and the lease that all of them have."""
+    """Open gates to which nothing happens, and which all have the same lease."""
 
-    def __init__(self, lease: SharedLease, fences: FenceGroup) -> None:
-        self.lease = lease
+    def __init__(self, fences: FenceGroup) -> None:
         self._fences = fences
         self._gates: dict[Gate, None] = {}
         self._turn: list[Gate] = []
@@ -465,7 +464,7 @@ class Gates:
             return False
         rest = self._rests.get(lease)
         if rest is None:
-            rest = self._rests[lease] = Rest(lease, self._guard.group())
+            rest = self._rests[lease] = Rest(self._guard.group())
         return rest.add(gate)
 
     def _weigh(self) -> None:

@@ -107,8 +107,6 @@ class Settler:
         self._on_applied = on_applied
         self._queue: deque[Finalize] = deque()
         self._news = trio.Event()
-        self._idle = trio.Event()
-        self._idle.set()
         self._moved = trio.Event()
         self.is_file_ready = True
         """Whether final frames are applied as they come; False while the file is mended."""
@@ -131,8 +129,6 @@ class Settler:
         self._put_count += 1
         self._bytes += _bytes_of(effect)
         self._news.set()
-        if self._idle.is_set():
-            self._idle = trio.Event()
 
     @property
     def has_room(self) -> bool:
@@ -160,16 +156,8 @@ class Settler:
 
     async def settled_up_to(self, seq: int) -> None:
         """Return when ``seq`` is settled, or nothing is about to be."""
-        while self.settled[0] < seq and (self._queue or not self._idle.is_set()):
-            idle = self._idle
-            async with trio.open_nursery() as nursery:
-
-                async def either(event: trio.Event) -> None:
-                    await event.wait()
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(either, self._moved)
-                nursery.start_soon(either, idle)
+        while self.settled[0] < seq and not self.is_idle:
+            await self._moved.wait()
 
     @property
     def final(self) -> FinalState | None:
@@ -218,7 +206,6 @@ class Settler:
         """Settle for ever; any error ends it, and the shard starts again from the journal."""
         while True:
             while not self._queue:
-                self._idle.set()
                 self._news = trio.Event()
                 with trio.move_on_after(_REST_S):
                     await self._news.wait()

@@ -57,6 +57,16 @@ async def busy(member: Member) -> AsyncIterator[list[int]]:
             counts.append(await trio.to_thread.run_sync(application.finish))
 
 
+async def born(here: Joined) -> Member:
+    """Start everybody, and commit an empty table; return the writer."""
+    for one in here.others():
+        one.start()
+    writer = await here.writer()
+    await here.commit(writer, "CREATE TABLE t (x)")
+    await here.agree()
+    return writer
+
+
 async def give(member: Member, verb: MembersVerb, name: str) -> str:
     with trio.fail_after(60):
         return await member.shard.command(MembersCommand(verb=verb, nodes=(name,)))
@@ -78,11 +88,7 @@ async def rows(here: Joined, count: int) -> None:
 async def test_who_is_a_little_behind_is_added(tmp_path: Path, socket: Path) -> None:
     """The application is locked out for the moment that it takes, and goes on."""
     async with joined(tmp_path, socket, replication=2) as here:
-        for one in here.others():
-            one.start()
-        writer = await here.writer()
-        await here.commit(writer, "CREATE TABLE t (x)")
-        await here.agree()
+        writer = await born(here)
         async with busy(writer) as counts:
             said = await give(writer, MembersVerb.ADD, LATE)
             assert "has the voters" in said
@@ -93,11 +99,7 @@ async def test_who_is_a_little_behind_is_added(tmp_path: Path, socket: Path) -> 
 async def test_the_lead_goes_to_who_is_a_little_behind(tmp_path: Path, socket: Path) -> None:
     """With all that was committed before."""
     async with joined(tmp_path, socket) as here:
-        for one in here.others():
-            one.start()
-        writer = await here.writer()
-        await here.commit(writer, "CREATE TABLE t (x)")
-        await here.agree()
+        writer = await born(here)
         target = here.others(writer)[0]
         async with busy(writer) as counts:
             said = await give(writer, MembersVerb.TRANSFER, target.name)
@@ -113,11 +115,7 @@ async def test_the_writer_comes_home_though_the_application_never_rests(
     monkeypatch.setattr(tending, "_LOOK_S", 0.01)
     monkeypatch.setattr(tending, "_HOME_S", 0.5)
     async with joined(tmp_path, socket) as here:
-        for one in here.others():
-            one.start()
-        writer = await here.writer()
-        await here.commit(writer, "CREATE TABLE t (x)")
-        await here.agree()
+        writer = await born(here)
         home = here.others(writer)[0]
         steward = Steward(
             {SHARD: writer.shard},
@@ -138,11 +136,7 @@ async def test_nobody_is_locked_out_for_who_is_far_behind(
     monkeypatch.setattr(heirs, "NEAR_FRAMES", -(10**9))
     monkeypatch.setattr(commands, "_CLOSE_S", 0.5)
     async with joined(tmp_path, socket) as here:
-        for one in here.others():
-            one.start()
-        writer = await here.writer()
-        await here.commit(writer, "CREATE TABLE t (x)")
-        await here.agree()
+        writer = await born(here)
         target = here.others(writer)[0]
         monkeypatch.setattr(membership, "WINDOW_FRAMES", -(10**9))
         async with busy(writer) as counts:

@@ -102,6 +102,40 @@ async def test_what_is_final_can_be_shown_while_it_is_settled(
     assert shown == [(2, 2), (None, 3), (4, 4)]
 
 
+async def test_who_tells_history_waits_for_what_is_being_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And for nothing that is not even put."""
+    entered, go_on, told = trio.Event(), trio.Event(), trio.Event()
+    async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
+        settler, settle_in_journal = bench.settler, bench.node.journalist.settle
+
+        async def hesitate(settled: Settled, patience_s: float) -> None:
+            entered.set()
+            await go_on.wait()
+            await settle_in_journal(settled, patience_s)
+
+        async def tell() -> None:
+            await settler.settled_up_to(2)
+            assert settler.settled[0] == 2
+            told.set()
+
+        monkeypatch.setattr(bench.node.journalist, "settle", hesitate)
+        with trio.fail_after(30):
+            await settler.settled_up_to(99)
+            async with trio.open_nursery() as nursery:
+                settler.put(line.keep(bench.journal, line.create()))
+                nursery.start_soon(settler.run)
+                await entered.wait()
+                nursery.start_soon(tell)
+                await trio.lowlevel.checkpoint()
+                assert not told.is_set()
+                go_on.set()
+                await told.wait()
+                await settler.settled_up_to(99)
+                nursery.cancel_scope.cancel()
+
+
 async def test_a_batch_never_crosses_a_config(tmp_path: Path) -> None:
     """Each CONFIG ends one, since its certificate is kept; and so does a change of authors."""
     async with a_line(tmp_path) as line, at_bench(tmp_path, line) as bench:
